@@ -1,0 +1,65 @@
+"""Argument checks: what was got, what is wanted, what to do, in one sentence."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def is_concrete(x: Any) -> bool:
+    """Whether the values of `x` can be looked at now (no tracer)."""
+    return not isinstance(x, jax.core.Tracer)
+
+
+def describe(x: Any) -> str:
+    """The dtype and shape of an array, or the type of anything else: `float32[3,4]`."""
+    if hasattr(x, "dtype") and hasattr(x, "shape"):
+        return f"{x.dtype}[{','.join(map(str, x.shape))}]"
+    return f"{type(x).__name__} {x!r}"[:80]
+
+
+def check_floating(x: Any, name: str) -> jax.Array:
+    """Returns `x` as an array, or raises TypeError unless its dtype is floating."""
+    array = jnp.asarray(x)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(
+            f"{name} is {describe(array)}, an int or complex type; "
+            f"wanted a floating dtype: cast it with {name}.astype(jnp.float32)."
+        )
+    return array
+
+
+def check_choice(value: Any, choices: Sequence[Any], name: str) -> None:
+    """Raises ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; wanted one of {list(choices)}.")
+
+
+def check_integer(value: Any, name: str, low: int, high: int | float = math.inf) -> int:
+    """Returns `value` as an int, or raises unless it is one in low..high."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} is {describe(value)}; wanted a Python int.")
+    if not low <= value <= high:
+        wanted = f"{low}..{high}" if high < math.inf else f"at least {low}"
+        raise ValueError(f"{name} is {value}; wanted {wanted}.")
+    return int(value)
+
+
+def check_nonnegative(value: Any, name: str) -> None:
+    """Raises ValueError where a concrete `value` is negative or NaN."""
+    if is_concrete(value) and not bool(np.all(np.asarray(value) >= 0)):
+        raise ValueError(
+            f"{name} is {np.min(np.asarray(value))}; wanted 0 or more, no NaN."
+        )
+
+
+def check_key(key: Any, name: str = "key") -> None:
+    """Raises TypeError unless `key` is a typed key made by `jax.random.key`."""
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        raise TypeError(
+            f"{name} is {describe(key)}; wanted a typed key: jax.random.key(0)."
+        )

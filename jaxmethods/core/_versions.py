@@ -1,0 +1,73 @@
+"""Where jax versions differ: the one place that reads jax's unstable face.
+
+Everything else in the package uses documented names only. Supported: jax 0.10 to 0.12.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from jax._src import source_info_util
+from jax.extend.core import JaxprEqn
+
+JIT = frozenset({"jit", "pjit"})
+REMAT = frozenset({"remat2", "remat", "checkpoint"})
+PLAIN_CALL = frozenset({"closed_call", "core_call"})
+CUSTOM_CALL = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})
+
+
+class Frame(NamedTuple):
+    """A line of Python: where an equation came from."""
+
+    file: str
+    line: int
+    function: str
+
+
+class Body(NamedTuple):
+    """A jaxpr and the values of its constants, whichever class holds them."""
+
+    jaxpr: Any
+    consts: tuple[Any, ...]
+
+
+def as_body(jaxpr: Any) -> Body:
+    """Opens a closed jaxpr; an open one (shard_map, remat) has no constants."""
+    return Body(getattr(jaxpr, "jaxpr", jaxpr), tuple(getattr(jaxpr, "consts", ())))
+
+
+def call_body(equation: JaxprEqn) -> Body | None:
+    """The body of a call-like equation (jit, remat, custom rules), else None."""
+    name = equation.primitive.name
+    if name in JIT | REMAT or name in PLAIN_CALL | CUSTOM_CALL:
+        params = equation.params
+        keys = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+        return as_body(next(params[k] for k in keys if k in params))
+    return None
+
+
+def scan_arity(equation: JaxprEqn) -> tuple[int, int]:
+    """The number of constants and of carried values of a `scan` equation."""
+    params = equation.params
+    if "num_carry" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()
+    return len(consts), len(carry)
+
+
+def bind(equation: JaxprEqn, *values: Any) -> list[Any]:
+    """Evaluates one equation as it stands, under its own line, names and context."""
+    info = equation.source_info
+    stack = source_info_util.current_name_stack() + info.name_stack
+    params = equation.primitive.get_bind_params(equation.params)
+    with (
+        source_info_util.user_context(info.traceback, name_stack=stack),
+        equation.ctx.manager,
+    ):
+        out = equation.primitive.bind(*values, **params)
+    return list(out) if equation.primitive.multiple_results else [out]
+
+
+def frames(equation: JaxprEqn) -> Iterator[Frame]:
+    """The lines of Python that led to an equation, innermost first, without jax's."""
+    for frame in source_info_util.user_frames(equation.source_info.traceback):
+        yield Frame(frame.file_name, frame.start_line, frame.function_name)

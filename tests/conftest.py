@@ -1,0 +1,41 @@
+"""Sets up jax before any array exists: 8 CPU devices, strict debugging, a warm cache."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_debug_key_reuse", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", str(CACHE / "jaxmethods-tests"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+@pytest.fixture(autouse=True)
+def _compile_fast(request):
+    """Skips XLA's optimisations, unless a test is marked `optimized`."""
+    name = "jax_disable_most_optimizations"
+    jax.config.update(name, "optimized" not in request.keywords)
+    yield
+    jax.config.update(name, False)
+
+
+@pytest.fixture
+def x64():
+    """Runs a test in float64."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of data sets and goldens; a test that needs it skips without it."""
+    folder = Path(os.environ.get("JAXMETHODS_SHARED", "../shared")).resolve()
+    if not (folder / "goldens").is_dir():
+        pytest.skip(f"no goldens at {folder}: set JAXMETHODS_SHARED")
+    return folder
