@@ -1,4 +1,4 @@
-"""Sets up jax before any array exists: 8 CPU devices, strict debugging, a warm cache."""
+"""Sets up jax before any array exists: 8 CPU devices, strict checks, a warm cache."""
 
 import os
 from pathlib import Path
@@ -32,10 +32,20 @@ def x64():
         yield
 
 
+def _shared() -> Path:
+    return Path(os.environ.get("JAXMETHODS_SHARED", "../shared")).resolve()
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of data sets and goldens; a test that needs it skips without it."""
-    folder = Path(os.environ.get("JAXMETHODS_SHARED", "../shared")).resolve()
-    if not (folder / "goldens").is_dir():
-        pytest.skip(f"no goldens at {folder}: set JAXMETHODS_SHARED")
-    return folder
+    """The folder of reference data and real data sets."""
+    return _shared()
+
+
+def pytest_collection_modifyitems(items):
+    """Skips the tests that read reference data where there is none."""
+    missing = not (_shared() / "goldens").is_dir()
+    reason = f"no goldens at {_shared()}: set JAXMETHODS_SHARED"
+    for item in items:
+        if "shared" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.skipif(missing, reason=reason))
