@@ -1,0 +1,150 @@
+"""An operator applied to a matrix, as one jax primitive that knows its transpose.
+
+The fast form of a sketch is a loop that reads blocks of A where they lie. What jax
+would derive from it is not fast: the transpose of such a loop adds an array as large
+as A at every step. So `S @ A` is a primitive, linear in A, with three facts about it:
+its jvp is itself, its transpose is `S.T @ Y`, and a batch of matrices is one wide
+matrix. A family of operators writes two plain functions, `apply` and
+`apply_transpose`, and never meets autodiff.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+
+def linear_apply(operator: Any, matrix: jax.Array, *, transposed: bool) -> jax.Array:
+    """`operator.apply(matrix)`, or `apply_transpose`, with the derivatives above.
+
+    Args:
+        operator: pytree with `shape` (m, n), `apply` and `apply_transpose`.
+        matrix: floating (n, d), or (m, d) where transposed.
+        transposed: whether to apply the transpose.
+
+    Returns:
+        (m, d), or (n, d) where transposed, in the dtype of `matrix`.
+    """
+    arrays, form = _flatten(operator)
+    return _apply_p.bind(*_alike(*arrays, matrix), form=form, transposed=transposed)
+
+
+class _Form(NamedTuple):
+    """What of an operator is static; `impls` has None for a leaf that is no key."""
+
+    treedef: Any
+    impls: tuple[Any, ...]
+
+
+def _flatten(operator: Any) -> tuple[list[jax.Array], _Form]:
+    """The leaves of an operator as plain arrays: keys become their words.
+
+    A primitive that took a key would count as a use of it, so that the second
+    `S @ A` of one operator would be a reused key to jax's checks.
+    """
+    leaves, treedef = jax.tree.flatten(operator)
+    leaves = [jnp.asarray(leaf) for leaf in leaves]
+    keys = [jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
+    paired = list(zip(leaves, keys, strict=True))
+    impls = tuple(jax.random.key_impl(x) if is_key else None for x, is_key in paired)
+    arrays = [jax.random.key_data(x) if is_key else x for x, is_key in paired]
+    return arrays, _Form(treedef, impls)
+
+
+def _unflatten(arrays: Any, form: _Form) -> Any:
+    leaves = [
+        array if impl is None else jax.random.wrap_key_data(array, impl=impl)
+        for array, impl in zip(arrays, form.impls, strict=True)
+    ]
+    return form.treedef.unflatten(leaves)
+
+
+def _varying_axes(x: jax.Array) -> frozenset[str]:
+    """The mesh axes over which `x` differs, inside `jax.shard_map`."""
+    aval = jax.typeof(x)  # jax 0.10 moved the set into a field of its own
+    return aval.vma if hasattr(aval, "vma") else aval.mat.varying
+
+
+def _alike(*arrays: jax.Array) -> list[jax.Array]:
+    """The arrays, each cast to vary over every mesh axis over which one does."""
+    axes = frozenset[str]().union(*map(_varying_axes, arrays))
+    return [
+        jax.lax.pcast(x, missing, to="varying")
+        if (missing := tuple(sorted(axes - _varying_axes(x))))
+        else x
+        for x in arrays
+    ]
+
+
+def _run(*operands: jax.Array, form: _Form, transposed: bool) -> jax.Array:
+    """The computation itself, in ordinary jax."""
+    *arrays, matrix = operands
+    operator = _unflatten(arrays, form)
+    return operator.apply_transpose(matrix) if transposed else operator.apply(matrix)
+
+
+def _abstract(*operands, form, transposed):
+    *arrays, matrix = operands
+    rows, columns = form.treedef.unflatten(arrays).shape
+    shape = (columns if transposed else rows, matrix.shape[1])
+    return matrix.update(shape=shape, weak_type=False)
+
+
+def _jvp(primals, tangents, **params):
+    *arrays, matrix = primals
+    *array_tangents, matrix_tangent = tangents
+    parts = []
+    if not isinstance(matrix_tangent, ad.Zero):
+        parts.append(_apply_p.bind(*arrays, matrix_tangent, **params))
+    moving = [i for i, x in enumerate(array_tangents) if not isinstance(x, ad.Zero)]
+    if moving:  # weights of the operator itself: rare, so left to jax
+
+        def of_weights(*weights):
+            changed = dict(zip(moving, weights, strict=True))
+            kept = [changed.get(i, array) for i, array in enumerate(arrays)]
+            return _run(*kept, matrix, **params)
+
+        weights, directions = (
+            [values[i] for i in moving] for values in (arrays, array_tangents)
+        )
+        parts.append(jax.jvp(of_weights, weights, directions)[1])
+    return _apply_p.bind(*primals, **params), sum(parts[1:], start=parts[0])
+
+
+def _transpose(cotangent, *operands, form, transposed):
+    *arrays, _ = operands
+    back = _apply_p.bind(*arrays, cotangent, form=form, transposed=not transposed)
+    return [None] * len(arrays) + [back]
+
+
+def _batch(operands, dims, **params):
+    *arrays, matrix = operands
+    *array_dims, matrix_dim = dims
+    if all(dim is None for dim in array_dims):
+        wide = jnp.moveaxis(matrix, matrix_dim, -1)
+        rows, *columns = wide.shape
+        flat = wide.reshape(rows, math.prod(columns))
+        out = _apply_p.bind(*arrays, flat, **params)
+        return out.reshape(len(out), *columns), 2
+    # One operator after the other: a loop with batched places would turn to scatters.
+    mapped = [i for i, dim in enumerate(dims) if dim is not None]
+
+    def one(slices):
+        each = dict(zip(mapped, slices, strict=True))
+        return _apply_p.bind(
+            *(each.get(i, x) for i, x in enumerate(operands)), **params
+        )
+
+    return jax.lax.map(one, [jnp.moveaxis(operands[i], dims[i], 0) for i in mapped]), 0
+
+
+_apply_p = Primitive("sketch_apply")
+_apply_p.def_impl(jax.jit(_run, static_argnames=("form", "transposed")))
+_apply_p.def_abstract_eval(_abstract)
+ad.primitive_jvps[_apply_p] = _jvp
+ad.primitive_transposes[_apply_p] = _transpose
+batching.primitive_batchers[_apply_p] = _batch
+mlir.register_lowering(_apply_p, mlir.lower_fun(_run, multiple_results=False))

@@ -1,0 +1,222 @@
+"""The protocol of a sketch: a linear operator that is a frozen pytree.
+
+A family is one small file: a frozen dataclass registered as a pytree, its `shape`,
+two plain functions of a matrix (`apply`, `apply_transpose`), `columns`, `debias`, and
+
+    __matmul__ = matmul
+    T = property(transpose)
+    dense = dense
+
+which give it `S @ A`, `S1 @ S2`, `S.T @ Y` and `S.dense()` with checks, dtypes,
+derivatives and batching.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+
+from ..core import check_floating, check_integer, describe, is_concrete
+from ._linear import linear_apply
+
+
+@runtime_checkable
+class LinearOperator(Protocol):
+    """What `matmul` asks of an operator of shape (m, n).
+
+    `apply` takes a floating (n, d) and returns (m, d) in its dtype, summed in float32
+    or wider; `apply_transpose` takes (m, d) and returns (n, d). Both are ordinary jax
+    functions; they need no efficient derivative, `matmul` gives them one.
+
+    Attributes:
+        shape: (m, n), static.
+
+    Example:
+        >>> import jax
+        >>> from jaxmethods import sketch
+        >>> S = sketch.countsketch(jax.random.key(0), 8, 100)
+        >>> isinstance(S, LinearOperator), isinstance(S.T, LinearOperator)
+        (True, True)
+    """
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n)."""
+        ...
+
+    def apply(self, matrix: jax.Array) -> jax.Array:
+        """`S A` of a floating matrix, unchecked."""
+        ...
+
+    def apply_transpose(self, matrix: jax.Array) -> jax.Array:
+        """`S^T Y` of a floating matrix, unchecked."""
+        ...
+
+
+def matmul(operator: LinearOperator, other: Any) -> Any:
+    """`S @ A` for a vector or matrix A, or the operator `S1 @ S2`.
+
+    Args:
+        operator: shape (m, n).
+        other: floating (n,) or (n, d), or an operator of shape (n, p).
+
+    Returns:
+        (m,) or (m, d) in the dtype of A, or an operator of shape (m, p).
+
+    Raises:
+        TypeError: A is not floating.
+        ValueError: the shapes do not match, or A is sharded over Explicit mesh axes.
+        NotImplementedError: A is a sparse matrix.
+    """
+    rows, columns = operator.shape
+    if isinstance(other, LinearOperator):
+        if other.shape[0] != columns:
+            raise ValueError(
+                f"the right operator has shape {other.shape}; wanted {columns} rows, "
+                f"as many as the left one of shape {operator.shape} has columns."
+            )
+        return Product(operator, other)
+    if hasattr(other, "todense"):
+        raise NotImplementedError(
+            f"A is a sparse {type(other).__name__}; wanted a dense array: pass "
+            f"A.todense()."
+        )
+    array = check_floating(other, "A")
+    if array.ndim not in (1, 2) or array.shape[0] != columns:
+        raise ValueError(
+            f"A is {describe(array)}; wanted a vector or matrix of {columns} rows, as "
+            f"many as this {rows} x {columns} operator has columns (for a batch of "
+            f"matrices use jax.vmap)."
+        )
+    if any(axis is not None for axis in jax.typeof(array).sharding.spec):
+        raise ValueError(
+            f"A is {jax.typeof(array)}, sharded over Explicit mesh axes; wanted one "
+            f"device's rows: inside jax.shard_map apply S.columns(start, size) to "
+            f"them and psum."
+        )
+    # `Transpose` is peeled off here, so that the primitive sees a flag.
+    transposed = isinstance(operator, Transpose)
+    inner = operator.operator if transposed else operator
+    matrix = array if array.ndim == 2 else array[:, None]
+    out = linear_apply(inner, matrix, transposed=transposed)
+    return out if array.ndim == 2 else out[:, 0]
+
+
+def transpose(operator: LinearOperator) -> "Transpose":
+    """The adjoint operator of shape (n, m)."""
+    return Transpose(operator)
+
+
+def dense(operator: LinearOperator) -> jax.Array:
+    """The operator as a matrix (m, n) of the default floating dtype."""
+    return linear_apply(operator, jnp.eye(operator.shape[0]), transposed=True).T
+
+
+def check_window(start: Any, size: int, num_columns: int) -> jax.Array:
+    """Returns `start` as int32, or raises unless the columns lie inside.
+
+    Args:
+        start: integer scalar; a traced one is not checked.
+        size: 1..num_columns.
+        num_columns: the columns n of the operator.
+
+    Returns:
+        int32 scalar.
+
+    Raises:
+        TypeError: `start` or `size` is no integer.
+        ValueError: the window is empty or leaves 0..n-1.
+    """
+    size = check_integer(size, "size", 1, num_columns)
+    first = jnp.asarray(start)
+    if first.shape or not jnp.issubdtype(first.dtype, jnp.integer):
+        raise TypeError(f"start is {describe(first)}; wanted one int.")
+    if is_concrete(first):
+        check_integer(int(first), "start", 0, num_columns - size)
+    return first.astype(jnp.int32)
+
+
+def check_sketch_shape(num_rows: Any, num_columns: Any) -> tuple[int, int]:
+    """Returns (m, n) as ints, or raises unless both are at least 1."""
+    limit = jnp.iinfo(jnp.int32).max  # a column is counted in int32
+    return (
+        check_integer(num_rows, "m", 1, limit),
+        check_integer(num_columns, "n", 1, limit),
+    )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Transpose:
+    """The adjoint of an operator: `S.T`.
+
+    Attributes:
+        operator: the operator S of shape (m, n).
+    """
+
+    operator: Any
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, m)."""
+        rows, columns = self.operator.shape
+        return columns, rows
+
+    @property
+    def T(self) -> Any:
+        """The operator itself."""
+        return self.operator
+
+    def apply(self, matrix: jax.Array) -> jax.Array:
+        """`S^T Y` of a floating matrix, unchecked."""
+        return self.operator.apply_transpose(matrix)
+
+    def apply_transpose(self, matrix: jax.Array) -> jax.Array:
+        """`S A` of a floating matrix, unchecked."""
+        return self.operator.apply(matrix)
+
+    def dense(self) -> jax.Array:
+        """The matrix (n, m)."""
+        return self.operator.dense().T
+
+    __matmul__ = matmul
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Product:
+    """The operator `left @ right`: a sketch of a sketch.
+
+    Attributes:
+        left: shape (m, p).
+        right: shape (p, n).
+    """
+
+    left: Any
+    right: Any
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n)."""
+        return self.left.shape[0], self.right.shape[1]
+
+    def apply(self, matrix: jax.Array) -> jax.Array:
+        """`S A` of a floating matrix, unchecked."""
+        return self.left.apply(self.right.apply(matrix))
+
+    def apply_transpose(self, matrix: jax.Array) -> jax.Array:
+        """`S^T Y` of a floating matrix, unchecked."""
+        return self.right.apply_transpose(self.left.apply_transpose(matrix))
+
+    def columns(self, start: Any, size: int) -> "Product":
+        """Columns start..start+size-1: the left operator after those of the right."""
+        return Product(self.left, self.right.columns(start, size))
+
+    def debias(self, d: Any) -> Any:
+        """The scalar of both: given the inner sketch, the outer one's holds for it."""
+        return self.left.debias(d) * self.right.debias(d)
+
+    __matmul__ = matmul
+    T = property(transpose)
+    dense = dense

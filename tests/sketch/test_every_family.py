@@ -1,0 +1,328 @@
+"""Laws that every sketching operator obeys, over the table of families."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.experimental.sparse import BCOO
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxmethods import sketch
+
+from .families import FAMILIES
+
+M, N = 8, 37
+every_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+@jax.jit  # one program: XLA draws the operator once
+def both_ways(S, A, Y):
+    return S.dense(), S @ A, S.T @ Y
+
+
+def new(family, seed=0, m=M, n=N):
+    return FAMILIES[family].new(jax.random.key(seed), m, n)
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def whole_numbers(seed, *shape):
+    """Operands whose sums with entries +-1 or +-1/2 are exact in any order."""
+    draw = jax.random.randint(jax.random.key(seed), shape, -9, 10)
+    return draw.astype(jnp.float32)
+
+
+@every_family
+def test_mean_of_gram_is_the_identity(family):
+    num, n = 2000, 21
+    keys = jax.random.split(jax.random.key(1), num)
+    dense = jax.jit(jax.vmap(lambda key: FAMILIES[family].new(key, M, n).dense()))
+    S = np.asarray(dense(keys), np.float64)
+    gram = np.einsum("tmi,tmj->tij", S, S)
+    spread = gram.std(0, ddof=1) / np.sqrt(num)
+    assert (np.abs(gram.mean(0) - np.eye(n)) <= 5.5 * spread + 1e-9).all()
+
+
+@given(seed=st.integers(0, 2**31))
+@settings(max_examples=10, deadline=None)
+@every_family
+def test_products_agree_with_the_dense_matrix(family, seed):
+    S, A, Y = new(family, seed), whole_numbers(seed, N, 3), whole_numbers(seed, M, 2)
+    assert S.shape == (M, N) and S.T.shape == (N, M)
+    D, forward, back = both_ways(S, A, Y)
+    assert D.shape == (M, N)
+    np.testing.assert_array_equal(forward, D @ A)
+    np.testing.assert_array_equal(back, D.T @ Y)
+    forward, back = both_ways(S, A[:, 0], Y[:, 1])[1:]
+    np.testing.assert_array_equal(forward, D @ A[:, 0])
+    np.testing.assert_array_equal(back, D.T @ Y[:, 1])
+
+
+@every_family
+def test_transpose_of_the_transpose_and_its_dense_form(family):
+    S = new(family)
+    assert S.T.T is S
+    np.testing.assert_array_equal(S.T.dense(), S.dense().T)
+    np.testing.assert_allclose(S.T.T @ normal(0, N), S @ normal(0, N))
+
+
+@every_family
+@pytest.mark.parametrize("n", [1, M + 1])
+def test_few_columns(family, n):
+    A, Y = whole_numbers(0, n, 2), whole_numbers(1, M, 2)
+    D, forward, back = both_ways(new(family, 3, n=n), A, Y)
+    np.testing.assert_array_equal(forward, D @ A)
+    np.testing.assert_array_equal(back, D.T @ Y)
+
+
+@every_family
+def test_one_operator_however_it_is_made(family):
+    A = whole_numbers(1, N, 3)
+    keys = jax.random.split(jax.random.key(2), 3)
+    make = lambda key: FAMILIES[family].new(key, M, N)  # noqa: E731
+    jitted, many = jax.jit(make), jax.jit(jax.vmap(make))(keys)
+    batch = jax.jit(jax.vmap(lambda S, A: S @ A, (0, None)))(many, A)
+    back = jax.jit(jax.vmap(lambda S, Y: S.T @ Y))(many, batch)
+    fresh = jax.vmap(lambda key: make(key) @ A)(jax.random.split(jax.random.key(2), 3))
+    np.testing.assert_array_equal(fresh, batch)
+    for key, sketched, returned in zip(keys, batch, back, strict=True):
+        S = make(key)
+        np.testing.assert_array_equal(S @ A, sketched)
+        np.testing.assert_array_equal(jitted(key) @ A, sketched)
+        np.testing.assert_array_equal(S.T @ sketched, returned)
+    assert np.abs(batch[0] - batch[1]).max() > 0
+
+
+@every_family
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_vmap_over_matrices(family, axis):
+    S, A = new(family), whole_numbers(4, 5, N, 3)
+    got = jax.vmap(lambda A: S @ A, axis, axis)(jnp.moveaxis(A, 0, axis))
+    want = np.stack([S @ one for one in A])
+    np.testing.assert_array_equal(got, np.moveaxis(want, 0, axis))
+
+
+@every_family
+def test_one_trace_serves_every_key_and_place(family):
+    chex.clear_trace_counter()
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def part(S, start, A):
+        return S.columns(start, 5) @ A
+
+    A = whole_numbers(5, 5, 3)
+    for seed, start in ((0, 0), (1, 7), (2, 30)):
+        S = new(family, seed)
+        want = np.asarray(S.dense())[:, start : start + 5] @ A
+        np.testing.assert_array_equal(part(S, start, A), want)
+
+
+@every_family
+def test_columns_of_columns(family):
+    S = new(family)
+    part = S.columns(9, 20).columns(jnp.int32(3), 8)
+    assert part.shape == (M, 8)
+    np.testing.assert_array_equal(part.dense(), np.asarray(S.dense())[:, 12:20])
+
+
+@every_family
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_dtype_of_the_operand_is_kept_and_summed_in_float32(family, dtype):
+    n = 2400
+    A = normal(6, n, 2).astype(dtype)
+    D, forward, back = both_ways(new(family, n=n), A, A[:M])
+    D = np.asarray(D, np.float64)
+    for got, op, x in ((forward, D, A), (back, D.T, A[:M])):
+        exact = np.asarray(x, np.float64)
+        assert got.dtype == A.dtype
+        off = np.abs(np.asarray(got, np.float64) - op @ exact)
+        # One rounding to the result, plus float32 sums of up to n terms.
+        eps = jnp.finfo(dtype).eps
+        assert (
+            off <= eps * np.abs(op @ exact) + 1e-5 * (np.abs(op) @ np.abs(exact))
+        ).all()
+
+
+@every_family
+def test_no_columns(family):
+    S = new(family)
+    assert (S @ jnp.ones((N, 0))).shape == (M, 0)
+    assert (S.T @ jnp.ones((M, 0))).shape == (N, 0)
+    assert jax.vmap(lambda A: S @ A)(jnp.ones((3, N, 0))).shape == (3, M, 0)
+    assert jax.vmap(lambda A: S @ A)(jnp.ones((0, N, 2))).shape == (0, M, 2)
+
+
+@every_family
+def test_double_precision(family, x64):
+    S = new(family)
+    A = normal(7, N, 2).astype(jnp.float64)
+    assert S.dense().dtype == (S @ A).dtype == jnp.float64
+    np.testing.assert_allclose(S @ A, np.asarray(S.dense()) @ A, rtol=1e-13, atol=1e-14)
+
+
+@every_family
+def test_derivatives_of_every_order(family):
+    square = lambda S, a: ((S @ a) ** 2).sum() / 2  # noqa: E731
+
+    @jax.jit
+    def derivatives(S, a, y):
+        forward, back = jax.jacfwd(lambda a: S @ a)(a), jax.jacrev(lambda a: S @ a)(a)
+        of_transpose = jax.jacrev(lambda y: S.T @ y)(y)
+        swapped = jax.linear_transpose(lambda a: S @ a, a)(y)[0]
+        return forward, back, of_transpose.T, jax.hessian(square, 1)(S, a), swapped
+
+    S, a, y = new(family), normal(8, N), normal(9, M)
+    D = np.asarray(S.dense())
+    *linear, hessian, swapped = derivatives(S, a, y)
+    for got in linear:
+        np.testing.assert_allclose(got, D, rtol=1e-6)
+    np.testing.assert_allclose(hessian, D.T @ D, atol=1e-6)
+    np.testing.assert_allclose(swapped, D.T @ y, rtol=1e-5)
+
+
+@every_family
+def test_gradient_through_a_batch_of_operators(family):
+    keys = jax.random.split(jax.random.key(9), 3)
+    A = whole_numbers(9, N, 2)
+
+    def loss(A):
+        sketched = jax.vmap(lambda key: FAMILIES[family].new(key, M, N) @ A)(keys)
+        return (sketched**2).sum() / 2
+
+    dense = [np.asarray(FAMILIES[family].new(key, M, N).dense()) for key in keys]
+    want = sum(D.T @ (D @ A) for D in dense)
+    np.testing.assert_allclose(jax.jit(jax.grad(loss))(A), want, rtol=1e-5, atol=1e-4)
+
+
+@every_family
+@pytest.mark.parametrize("devices", [2, 8])
+def test_row_shards_add_up_to_the_bit(family, devices):
+    n, key, A = 48, jax.random.key(11), whole_numbers(10, 48, 3)
+    mesh = Mesh(np.array(jax.devices()[:devices]), ("rows",))
+
+    def local(key, A):
+        start = jax.lax.axis_index("rows") * len(A)
+        part = FAMILIES[family].new(key, M, n).columns(start, len(A))
+        total = jax.lax.psum(part @ A, "rows")
+        return total, part.T @ total
+
+    specs = dict(in_specs=(P(), P("rows")), out_specs=(P(), P("rows")))
+    total, back = jax.jit(jax.shard_map(local, mesh=mesh, **specs))(key, A)
+    S = FAMILIES[family].new(key, M, n)
+    np.testing.assert_array_equal(total, S @ A)
+    np.testing.assert_array_equal(back, S.T @ (S @ A))
+
+
+@every_family
+def test_gradients_inside_shard_map(family):
+    n, A = 48, whole_numbers(12, 48, 2)
+    mesh = Mesh(np.array(jax.devices()), ("rows",))
+
+    def local(key, A):  # of the shard's rows, through the psum
+        start = jax.lax.axis_index("rows") * len(A)
+        part = FAMILIES[family].new(key, M, n).columns(start, len(A))
+        return jax.grad(lambda A: (jax.lax.psum(part @ A, "rows") ** 2).sum() / 2)(A)
+
+    def own(key, A):  # an operator for each device, one A for all: gradients add up
+        key = jax.random.fold_in(key, jax.lax.axis_index("rows"))
+        S = FAMILIES[family].new(key, M, n)
+        return jax.grad(lambda A: (S @ A).sum())(A)
+
+    key = jax.random.key(13)
+    S = FAMILIES[family].new(key, M, n)
+    rows, all_rows = P("rows"), P()
+    sharded = jax.shard_map(local, mesh=mesh, in_specs=(P(), rows), out_specs=rows)
+    np.testing.assert_array_equal(jax.jit(sharded)(key, A), S.T @ (S @ A))
+    shared = jax.shard_map(own, mesh=mesh, in_specs=(P(), P()), out_specs=all_rows)
+    keys = [jax.random.fold_in(key, i) for i in range(8)]
+    each = [FAMILIES[family].new(k, M, n).T @ jnp.ones((M, 2)) for k in keys]
+    np.testing.assert_array_equal(jax.jit(shared)(key, A), sum(each))
+
+
+PAIRS = list(zip(FAMILIES, [*FAMILIES][1:] + [*FAMILIES][:1], strict=True))
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+def test_a_sketch_of_a_sketch_is_an_operator(first, second):
+    inner, outer = new(first, 1, m=16), new(second, 2, m=M, n=16)
+    S, A, Y = outer @ inner, whole_numbers(14, N, 2), whole_numbers(15, M, 2)
+    D = np.asarray(outer.dense(), np.float64) @ np.asarray(inner.dense())
+    assert S.shape == (M, N)
+    dense, forward, back = both_ways(S, A, Y)
+    np.testing.assert_array_equal(dense, D)
+    np.testing.assert_array_equal(forward, D @ A)
+    np.testing.assert_array_equal(back, D.T @ Y)
+    part, gram = jax.jit(lambda S, A: (S.columns(5, 7) @ A[:7], (S.T @ S) @ A))(S, A)
+    np.testing.assert_array_equal(part, D[:, 5:12] @ A[:7])
+    np.testing.assert_allclose(gram, D.T @ (D @ A))
+
+
+@every_family
+def test_debias_scalar(family):
+    S = new(family, m=24)
+    if not FAMILIES[family].has_scalar:
+        with pytest.raises(ValueError, match=r"countsketch .*k = 1.* use sparse_stack"):
+            S.debias(7)
+        return
+    assert S.debias(7) == pytest.approx(17 / 24)
+    assert float(jax.jit(S.debias)(4.5)) == pytest.approx(19.5 / 24)
+    outer = new(family, m=16, n=24)
+    assert (outer @ S).debias(4) == pytest.approx((12 / 16) * (20 / 24))
+    for d in (24, 25, -1, float("nan")):
+        with pytest.raises(ValueError, match=f"d is {d} and m is 24.*more rows"):
+            S.debias(d)
+
+
+@every_family
+def test_errors_of_operands(family):
+    S = new(family)
+    with pytest.raises(ValueError, match=r"A is float32\[15,3\]; wanted .* 37 rows"):
+        S @ jnp.ones((15, 3))
+    with pytest.raises(ValueError, match=r"A is float32\[37,3\]; wanted .* 8 rows"):
+        S.T @ jnp.ones((N, 3))
+    with pytest.raises(ValueError, match=r"float32\[37,2,2\].*jax.vmap"):
+        S @ jnp.ones((N, 2, 2))
+    with pytest.raises(ValueError, match=r"float32\[\]; wanted a vector"):
+        S @ jnp.float32(1)
+    with pytest.raises(TypeError, match=r"int32\[37,2\].*floating"):
+        S @ jnp.ones((N, 2), jnp.int32)
+    with pytest.raises(ValueError, match=r"right operator has shape \(8, 37\)"):
+        S @ S
+    sparse = BCOO.fromdense(jnp.eye(N))
+    with pytest.raises(NotImplementedError, match=r"sparse BCOO.*todense"):
+        S @ sparse
+
+
+@every_family
+def test_errors_of_columns(family):
+    S = new(family)
+    for size in (0, N + 1):
+        with pytest.raises(ValueError, match=rf"size is {size}; wanted 1..37"):
+            S.columns(0, size)
+    for start in (-1, 33):
+        with pytest.raises(ValueError, match=rf"start is {start}; wanted 0..32"):
+            S.columns(start, 5)
+    with pytest.raises(TypeError, match=r"start is float32\[\]; wanted one int"):
+        S.columns(1.0, 5)
+
+
+@every_family
+def test_rows_sharded_on_explicit_axes_are_refused_by_name(family):
+    n = 48
+    mesh = jax.make_mesh((8,), ("rows",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        A = jax.device_put(jnp.ones((n, 2)), NamedSharding(mesh, P("rows")))
+        with pytest.raises(ValueError, match=r"Explicit mesh axes.*jax.shard_map"):
+            new(family, n=n) @ A
+
+
+def test_the_export_list():
+    names = {name for name in dir(sketch) if not name.startswith("_")}
+    assert names == {"LinearOperator", "SparseColumns", "countsketch", "sparse_stack"}
