@@ -1,0 +1,242 @@
+"""qat and fqt: any function, rounded operands, gradients quantized twice, unbiased."""
+
+import equinox as eqx
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from jaxmethods.quantize import Policy, bhq, fqt, psq, ptq, qat
+
+ACT, WEIGHT = ptq(4, zero_aligned=False), ptq(3)
+NOISY = Policy(input_grad=bhq(4), weight_grad=psq(5, per="feature"))
+X = jax.random.normal(jax.random.key(9), (8, 5))
+
+
+def mlp_params(dtype=jnp.float32):
+    k0, k1 = jax.random.split(jax.random.key(0))
+    return {
+        "w0": jax.random.normal(k0, (5, 6), dtype) / 2,
+        "b0": jnp.full(6, 0.1, dtype),
+        "w1": jax.random.normal(k1, (6, 3), dtype) / 2,
+    }
+
+
+def mlp(p, x, a=lambda x: x, w=lambda x: x):
+    h = jax.nn.relu(a(x) @ w(p["w0"]) + p["b0"][None])
+    return a(h) @ w(p["w1"])
+
+
+def loss(p, x):
+    return jnp.mean(mlp(p, x) ** 2)
+
+
+def straight_through(q):
+    return lambda x: x + jax.lax.stop_gradient(q(None, x) - x)
+
+
+def linen():
+    net = nn.Sequential([nn.Conv(3, (2, 2)), nn.relu, nn.Dense(2)])
+    x = jax.random.normal(jax.random.key(1), (4, 5, 5, 1))
+    return (
+        lambda p, x: jnp.mean(net.apply(p, x) ** 2),
+        net.init(jax.random.key(2), x),
+        x,
+    )
+
+
+def nnx_net():
+    graph, state = nnx.split(nnx.Linear(5, 2, rngs=nnx.Rngs(0)))
+    params = nnx.to_pure_dict(state)
+
+    def fn(p, x):
+        return jnp.mean(jnp.tanh(nnx.merge(graph, nnx.State(p))(x)) ** 2)
+
+    return fn, params, X
+
+
+def equinox_net():
+    net = eqx.nn.MLP(5, 2, 4, 1, key=jax.random.key(3))
+    params, static = eqx.partition(net, eqx.is_array)
+
+    def fn(p, x):
+        return jnp.mean(jax.vmap(eqx.combine(p, static))(x) ** 2)
+
+    return fn, params, X
+
+
+def scanned():
+    w = jax.random.normal(jax.random.key(4), (3, 5, 5)) / 2
+
+    def fn(w, x):
+        step = jax.checkpoint(lambda h, v: (jnp.tanh(h @ v), None))
+        return jnp.mean(jax.lax.scan(step, x, w)[0] ** 2)
+
+    return fn, w, X
+
+
+def branching():
+    def fn(w, x):
+        h = jax.lax.cond(x[0, 0] > 9, jnp.zeros_like, lambda v: v @ w, x)
+        return jnp.mean(jax.jit(lambda h: (h @ w) ** 2)(h))
+
+    return fn, jax.random.normal(jax.random.key(5), (5, 5)) / 2, X
+
+
+FUNCTIONS = {
+    "plain": lambda: (loss, mlp_params(), X),
+    "linen": linen,
+    "nnx": nnx_net,
+    "equinox": equinox_net,
+    "scan of remat": scanned,
+    "cond and jit": branching,
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_gradients_of_any_function_are_unbiased(name):
+    fn, params, x = FUNCTIONS[name]()
+    draw = jax.grad(fqt(fn, NOISY), argnums=1)
+    keys = jax.random.split(jax.random.key(6), 400)
+    draws = jax.jit(lambda: jax.lax.map(lambda k: draw(k, params, x), keys))()
+    exact = jax.grad(fn)(params, x)
+    for d, e in zip(jax.tree.leaves(draws), jax.tree.leaves(exact), strict=True):
+        noise = d.var(0).sum()
+        # The statistic has mean 1; above 20 once in 1e5 for noise of one dimension.
+        rounding = 1e-10 * jnp.sum(e**2)
+        assert jnp.sum((d.mean(0) - e) ** 2) < 20 * (noise / len(keys) + rounding)
+    assert any(d.var(0).sum() > 0 for d in jax.tree.leaves(draws))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_policy_of_none_changes_no_bit(name):
+    fn, params, x = FUNCTIONS[name]()
+    want = jax.jit(jax.value_and_grad(fn))(params, x)
+    got = jax.jit(jax.value_and_grad(fqt(fn, Policy()), argnums=1))(None, params, x)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_qat_is_rounding_by_hand_with_a_straight_through_gradient():
+    p = mlp_params()
+    by_hand = lambda p, x: mlp(p, x, straight_through(ACT), straight_through(WEIGHT))  # noqa: E731
+    quantized = qat(mlp, Policy(activation=ACT, weight=WEIGHT))
+    np.testing.assert_allclose(quantized(p, X), by_hand(p, X), rtol=1e-5, atol=1e-6)
+    got, want = (
+        jax.grad(lambda p, f=f: jnp.sum(f(p, X) ** 2))(p) for f in (quantized, by_hand)
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, want
+    )
+
+
+def test_qat_has_forward_derivatives_too():
+    p = mlp_params()
+    f = lambda x: qat(mlp, Policy(weight=WEIGHT))(p, x)  # noqa: E731
+    np.testing.assert_allclose(jax.jacfwd(f)(X), jax.jacrev(f)(X), rtol=1e-5, atol=1e-6)
+
+
+def test_the_samples_are_rows_wherever_the_weight_stands():
+    """One heavy sample: its row alone may be coarse, on the left and on the right."""
+    policy = Policy(input_grad=psq(2))
+    c = jnp.ones((6, 4)).at[0].mul(1000.0) * jnp.linspace(0.1, 1, 4)[None]
+    left = lambda w, x: jnp.sum(c.T * (w.T @ x.T))  # noqa: E731
+    right = lambda w, x: jnp.sum(c * (x @ w))  # noqa: E731
+    w, x = jnp.eye(4), jnp.ones((6, 4))
+    for fn in (left, right):
+        g = jax.grad(fqt(fn, policy), argnums=2)(jax.random.key(0), w, x)
+        assert jnp.abs(g - c)[1:].max() < 0.4  # a step of a light row is 0.3
+
+
+def test_where_names_layers_and_unknown_names_list_the_known():
+    p = mlp_params()
+    policy = Policy(weight_grad=psq(2), where=[("w1",)])
+    draw = jax.grad(fqt(loss, policy), argnums=1)
+    a, b = (draw(jax.random.key(i), p, X) for i in range(2))
+    assert jnp.abs(a["w1"] - b["w1"]).max() > 0
+    np.testing.assert_array_equal(a["w0"], b["w0"])
+    with pytest.raises(ValueError, match=r"\('w9',\), which is no parameter.*'w0'"):
+        qat(loss, Policy(weight=WEIGHT, where=[("w9",)]))(p, X)
+
+
+def test_one_key_one_gradient_under_jit_and_vmap():
+    p, keys = mlp_params(), jax.random.split(jax.random.key(1), 3)
+    draw = jax.grad(fqt(loss, NOISY), argnums=1)
+    each = [jax.jit(draw)(k, p, X) for k in keys]
+    together = jax.jit(jax.vmap(draw, (0, None, None)))(keys, p, X)
+    for i, one in enumerate(each):
+        jax.tree.map(
+            lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=1e-6),
+            together,
+            one,
+        )
+    assert jnp.abs(each[0]["w0"] - each[1]["w0"]).max() > 0
+
+
+def test_under_shard_map_each_shard_draws_its_own():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("data",))
+    p = mlp_params()
+    x = jnp.tile(X[:4], (4, 1))  # the same rows on every shard
+
+    def local(key, p, x):
+        key = jax.random.fold_in(key, jax.lax.axis_index("data"))
+        p = jax.lax.pcast(p, "data", to="varying")
+        return jax.tree.map(lambda g: g[None], jax.grad(fqt(loss, NOISY), 1)(key, p, x))
+
+    run = jax.jit(
+        jax.shard_map(
+            local, mesh=mesh, in_specs=(P(), P(), P("data")), out_specs=P("data")
+        )
+    )
+    g = run(jax.random.key(2), p, x)["w0"]
+    assert g.shape == (4, 5, 6)
+    assert jnp.abs(g[0] - g[1]).max() > 0
+    exact = jax.grad(loss)(p, X[:4])["w0"]
+    np.testing.assert_allclose(g.mean(0), exact, atol=0.2 * jnp.abs(exact).max())
+
+
+def test_compiles_once_for_all_keys():
+    traces = []
+
+    def counted(p, x):
+        traces.append(1)
+        return loss(p, x)
+
+    run = jax.jit(jax.grad(fqt(counted, NOISY), argnums=1))
+    for i in range(3):
+        run(jax.random.key(i), mlp_params(), X)
+    assert len(traces) == 1
+
+
+def test_flags_reach_the_function_as_they_are():
+    def fn(p, x, kind, *, train=False):
+        return mlp(p, x) if kind == "mlp" and train else 0 * x
+
+    got = qat(fn, Policy(weight=WEIGHT))(mlp_params(), X, "mlp", train=True)
+    assert got.shape == (8, 3)
+
+
+def test_a_missing_key_is_an_error_and_a_custom_derivative_is_told():
+    with pytest.raises(ValueError, match=r"key is None.*jax\.random\.key"):
+        fqt(loss, NOISY)(None, mlp_params(), X)
+    with pytest.raises(TypeError, match=r"jax\.random\.key\(0\)"):
+        fqt(loss, NOISY)(0, mlp_params(), X)
+
+    @jax.custom_jvp
+    def product(w, x):
+        return x @ w
+
+    product.defjvp(lambda p, t: (product(*p), p[1] @ t[0] + t[1] @ p[0]))
+    with pytest.warns(UserWarning, match=r"dot_general inside a custom derivative"):
+        got = qat(product, Policy(weight=WEIGHT))(jnp.eye(5) / 3, X)
+    np.testing.assert_array_equal(got, X @ (jnp.eye(5) / 3))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.bfloat16])
+def test_dtypes_are_kept(dtype, x64):
+    p = mlp_params(dtype)
+    grads = jax.grad(fqt(loss, NOISY), argnums=1)(jax.random.key(0), p, X.astype(dtype))
+    assert {g.dtype for g in jax.tree.leaves(grads)} == {jnp.dtype(dtype)}
+    assert all(np.isfinite(np.asarray(g, np.float32)).all() for g in grads.values())
