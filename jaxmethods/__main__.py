@@ -1,0 +1,8 @@
+"""`python -m jaxmethods`: the command; the work is in `jaxmethods.tour`."""
+
+import sys
+
+from .tour.command import main
+
+if __name__ == "__main__":
+    sys.exit(main())

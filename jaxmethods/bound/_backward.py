@@ -1,0 +1,160 @@
+"""A backward pass: from linear functions of one value to linear functions of the inputs.
+
+All rows are lower bounds: the upper bound of c f is minus the lower bound of -c f. Both
+sides share their rows until the first nonlinear operation, where the signs part.
+
+References:
+    Zhang, Weng, Chen, Hsieh, Daniel. Efficient neural network robustness certification
+    with general activation functions. NeurIPS 2018, arXiv:1811.00866.
+    Xu, Shi, Zhang, Wang, Chang, Huang, Kailkhura, Lin, Hsieh. Automatic perturbation
+    analysis for scalable certified robustness and beyond. NeurIPS 2020,
+    arXiv:2002.12920.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..core import Node, Variable
+from ..core._affine import is_affine
+from ._flow import Flow, floating
+from ._planes import Lines, Relaxation
+from ._rows import Dense, Diagonal, Rows, add, both_signs, dense, inner, through_affine
+from ._sets import Bounds
+
+
+@dataclass
+class Pass:
+    """Linear functions whose sum with `bias` is below `rows` of the start.
+
+    Attributes:
+        rows: For each value that is still to be visited, its coefficients.
+        bias: Shape (R,).
+        slack: What rounding may have lost; shape (R,), at least 0.
+        parted: Whether the rows of the upper side follow those of the lower.
+    """
+
+    rows: dict[Variable, Rows]
+    bias: Any
+    slack: Any
+    parted: bool
+
+
+def backward(flow: Flow, start: Variable, side: str) -> Pass:
+    """Walks from every entry of `start` to the inputs of the graph.
+
+    Args:
+        flow: Its nodes up to `start` are visited and prepared.
+        start: A floating variable of the graph.
+        side: "lower", "upper" or "both"; "upper" starts from the negated entries.
+
+    Returns:
+        A pass whose rows belong to the inputs of the graph.
+    """
+    sign = jnp.ones_like(flow.bounds[start].lower)
+    first = Diagonal(-sign if side == "upper" else sign)
+    zero = jnp.zeros_like(sign).reshape(-1)
+    state = Pass({start: first}, zero, zero, False)
+    _account_for_rounding(flow, state, start, first)
+    for node in reversed(flow.graph.nodes):
+        rows = [state.rows.pop(v, None) for v in node.outputs]
+        if all(r is None for r in rows):
+            continue
+        if is_affine(node):
+            folded = node.outputs[0] in flow.folded and node.outputs[0] is not start
+            _through_affine(state, node, rows, None if folded else flow.offsets[node])
+            continue
+        if side == "both" and not state.parted:
+            rows = [both_signs(r) for r in rows]
+            _part(state)
+        _through_nonlinear(flow, state, node, rows[0])
+    return state
+
+
+def _account_for_rounding(flow: Flow, state: Pass, v: Variable, rows: Rows) -> None:
+    terms, error = flow.magnitudes[v]
+    absolute = type(rows)(jnp.abs(rows.values))
+    state.slack = state.slack + error * jax.lax.stop_gradient(inner(absolute, terms))
+
+
+def _part(state: Pass) -> None:
+    """Gives the upper side rows of its own, behind those of the lower."""
+    state.rows = {v: both_signs(rows) for v, rows in state.rows.items()}
+    state.bias = jnp.concatenate([state.bias, -state.bias])
+    state.slack = jnp.concatenate([state.slack, state.slack])
+    state.parted = True
+
+
+def _through_affine(
+    state: Pass, node: Node, rows: list[Rows | None], added: list[Any] | None
+) -> None:
+    if added is not None:
+        for r, a in zip(rows, added, strict=True):
+            if r is not None:
+                state.bias = state.bias + inner(r, a)
+    below = through_affine(node, rows)
+    for v, r in zip(node.variables, below, strict=True):
+        state.rows[v] = add(state.rows.get(v), r)
+
+
+def _through_nonlinear(flow: Flow, state: Pass, node: Node, rows: Rows) -> None:
+    relaxation = flow.relaxations[node]
+    below, bias = through_relaxation(node, relaxation, dense(rows))
+    state.bias = state.bias + bias
+    for v, values in zip(floating(node), below, strict=True):
+        if values is not None:
+            if not isinstance(relaxation, Lines):  # lines hold this account themselves
+                _account_for_rounding(flow, state, v, Dense(values))
+            state.rows[v] = add(state.rows.get(v), Dense(values))
+
+
+def through_relaxation(
+    node: Node, relaxation: Relaxation, rows: Any
+) -> tuple[list[Any], Any]:
+    """Rows (R, *shape) of a nonlinear node's output, replaced by its planes.
+
+    Where a coefficient is positive the lower plane stands for the node, where it is
+    negative the upper one; where it is zero neither, so that 0 times infinity is 0.
+
+    Returns:
+        The rows of each floating operand (None: no part), and the bias (R,).
+    """
+    positive, negative = rows > 0, rows < 0
+    low, high = relaxation.lower_bias[None], relaxation.upper_bias[None]
+    bias = rows * jnp.where(positive, low, jnp.where(negative, high, 0))
+    total = jnp.sum(bias, axis=tuple(range(1, rows.ndim)))
+    if isinstance(relaxation, Lines):
+        lower, upper = relaxation.lower_slope[None], relaxation.upper_slope[None]
+        return [rows * jnp.where(positive, lower, upper)], total
+    inputs = floating(node)
+    below: list[Any] = [None] * len(inputs)
+    for linear, part in (
+        (relaxation.lower_map, jnp.where(positive, rows, 0)),
+        (relaxation.upper_map, jnp.where(negative, rows, 0)),
+    ):
+        if linear is None:
+            continue
+        transpose = jax.linear_transpose(linear, *(v.aval for v in inputs))
+        found = jax.vmap(transpose)(part)
+        below = [f if b is None else b + f for b, f in zip(below, found, strict=True)]
+    return below, total
+
+
+def concretize(flow: Flow, state: Pass, start: Variable, side: str) -> Bounds:
+    """The interval of `start` that a pass proves; infinite on a side not asked for."""
+    below = {v: dense(r) for v, r in state.rows.items()}
+    least = state.bias - state.slack + flow.region.minimum(below)
+    missing = jnp.full(start.shape, jnp.inf, start.dtype)
+    if side == "lower":
+        return Bounds(least.reshape(start.shape), missing)
+    if side == "upper":
+        return Bounds(-missing, -least.reshape(start.shape))
+    if state.parted:
+        lower, upper = jnp.split(least, 2)
+    else:
+        opposite = {v: -r for v, r in below.items()}
+        lower = least
+        upper = -state.bias - state.slack + flow.region.minimum(opposite)
+    return Bounds(lower.reshape(start.shape), -upper.reshape(start.shape))

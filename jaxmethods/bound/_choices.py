@@ -1,0 +1,185 @@
+"""Operations that choose among their inputs: rectifiers, max, min, pooling, select.
+
+The lower plane of a maximum is the input with the largest lower end. The upper plane
+is that input too where its lower end beats every other upper end, else a constant; of
+two values, the chord of the larger.
+"""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ..core import Node, is_concrete
+from ._planes import Lines, Planes
+from ._rounding import largest
+from ._sets import Bounds
+
+
+def rectifier(x: Bounds, leak: Any = 0.0) -> Lines:
+    """max(x, leak x) for a leak below 1: the chord above, one of the pieces below.
+
+    The lower line is x where the chord is steeper than 1/2, which for a leak of 0 is
+    the piece that encloses less area; below 0, than the mean of both slopes.
+    """
+    lower, upper = x
+    unstable = (lower < 0) & (upper > 0)
+    width = jnp.where(unstable, upper - lower, 1)
+    stable = jnp.where(upper <= 0, leak, 1).astype(lower.dtype)
+    slope = jnp.where(unstable, (upper - leak * lower) / width, stable)
+    bias = jnp.where(unstable, (leak - 1) * lower * (upper / width), 0)
+    steep = slope > jnp.minimum(1 + leak, 1) / 2
+    below = jnp.where(unstable, jnp.where(steep, 1, leak), stable)
+    return Lines(below.astype(lower.dtype), jnp.zeros_like(lower), slope, bias)
+
+
+def maximum(node: Node, x: Any, y: Any) -> Lines | Planes:
+    """The larger of two values, or of a value and a constant."""
+    del node
+    if not isinstance(x, Bounds):
+        x, y = y, x
+    if isinstance(y, Bounds):
+        return _larger_of_two(x, y)
+    if is_concrete(y) and not np.any(np.asarray(y)):
+        return rectifier(x)
+    # A floor that is never reached may be -inf: any other such floor will do.
+    floor = jnp.maximum(y, 2 * x.lower - x.upper - 1)
+    lines = rectifier(Bounds(x.lower - floor, x.upper - floor))
+    return Lines(
+        lines.lower_slope,
+        floor * (1 - lines.lower_slope),
+        lines.upper_slope,
+        lines.upper_bias + floor * (1 - lines.upper_slope),
+    )
+
+
+def minimum(node: Node, x: Any, y: Any) -> Lines | Planes:
+    """The smaller of two values, or of a value and a constant."""
+    opposite = maximum(node, _opposite(x), _opposite(y))
+    if isinstance(opposite, Lines):
+        below, base, above, top = opposite
+        return Lines(above, -top, below, -base)
+    return _turned(opposite)
+
+
+def _opposite(x: Any) -> Any:
+    return Bounds(-x.upper, -x.lower) if isinstance(x, Bounds) else -x
+
+
+def _turned(planes: Planes) -> Planes:
+    """Planes round -f(-x) from planes round f(x)."""
+    below, base, above, top, terms = planes
+    return Planes(above, -top, below, -base, terms)
+
+
+def _larger_of_two(x: Bounds, y: Bounds) -> Planes:
+    """max(x, y) = y + max(x - y, 0)."""
+    first = x.lower >= y.lower
+    chord = rectifier(Bounds(x.lower - y.upper, x.upper - y.lower))
+    share, bias = chord.upper_slope, chord.upper_bias
+    return Planes(
+        lambda u, v: jnp.where(first, u, v),
+        jnp.zeros_like(bias),
+        lambda u, v: share * u + (1 - share) * v,
+        bias,
+        jnp.maximum(largest(x), largest(y)) + bias,
+    )
+
+
+def reduce_max(node: Node, x: Bounds) -> Planes:
+    """The maximum over some axes."""
+    return _largest_entry(x, lambda v, _: _entries_of_axes(v, node.params["axes"]))
+
+
+def reduce_min(node: Node, x: Bounds) -> Planes:
+    """The minimum over some axes."""
+    return _turned(reduce_max(node, _opposite(x)))
+
+
+def reduce_window_max(node: Node, x: Bounds) -> Planes:
+    """The maximum over each window."""
+    return _largest_entry(x, lambda v, fill: _entries_of_windows(v, node.params, fill))
+
+
+def reduce_window_min(node: Node, x: Bounds) -> Planes:
+    """The minimum over each window."""
+    return _turned(reduce_window_max(node, _opposite(x)))
+
+
+def _largest_entry(x: Bounds, entries: Callable[[Any, float], Any]) -> Planes:
+    """Planes for the largest of the entries, which `entries` lists along axis 0."""
+    low, high = entries(x.lower, -jnp.inf), entries(x.upper, -jnp.inf)
+    best = jnp.argmax(low, axis=0)
+    index = jnp.arange(low.shape[0]).reshape(-1, *[1] * (low.ndim - 1))
+    chosen = index == best[None]
+    others = jnp.max(jnp.where(chosen, -jnp.inf, high), axis=0)
+    wins = jnp.max(low, axis=0) >= others
+    top = jnp.where(wins, 0, jnp.max(high, axis=0))
+
+    def lower(v: Any) -> Any:
+        return jnp.sum(jnp.where(chosen, entries(v, 0.0), 0), axis=0)
+
+    def upper(v: Any) -> Any:
+        return jnp.where(wins, lower(v), 0)
+
+    terms = jnp.max(entries(largest(x), 0.0), axis=0)
+    return Planes(lower, jnp.zeros_like(top), upper, top, terms)
+
+
+def _entries_of_axes(x: Any, axes: tuple[int, ...]) -> Any:
+    kept = [i for i in range(x.ndim) if i not in axes]
+    return x.transpose(*axes, *kept).reshape(-1, *[x.shape[i] for i in kept])
+
+
+def _entries_of_windows(x: Any, params: dict[str, Any], fill: float) -> Any:
+    """The entries of each window, (window size, *output); padding reads as `fill`."""
+    dilated = [
+        (low, high, d - 1)
+        for (low, high), d in zip(
+            params["padding"], params["base_dilation"], strict=True
+        )
+    ]
+    padded = lax.pad(x, jnp.asarray(fill, x.dtype), dilated)
+    window, dilation = params["window_dimensions"], params["window_dilation"]
+    strides = params["window_strides"]
+    reach = [(w - 1) * d for w, d in zip(window, dilation, strict=True)]
+    pieces = []
+    for offset in itertools.product(*map(range, window)):
+        start = [o * d for o, d in zip(offset, dilation, strict=True)]
+        limit = [
+            size - r + s for size, r, s in zip(padded.shape, reach, start, strict=True)
+        ]
+        pieces.append(lax.slice(padded, start, limit, strides))
+    return jnp.stack(pieces)
+
+
+def select(node: Node, which: Any, *cases: Any) -> Planes:
+    """`select_n`: a case where the predicate decides, else the ends of all cases."""
+    decided = which.lower == which.upper
+    dtype = node.outputs[0].dtype
+    lower = jnp.full_like(decided, jnp.inf, dtype)
+    upper, offset, chosen = -lower, jnp.zeros_like(lower), []
+    for i, case in enumerate(cases):
+        possible = (which.lower.astype(int) <= i) & (i <= which.upper.astype(int))
+        low, high = case if isinstance(case, Bounds) else (case, case)
+        lower = jnp.where(possible, jnp.minimum(lower, low), lower)
+        upper = jnp.where(possible, jnp.maximum(upper, high), upper)
+        if isinstance(case, Bounds):
+            chosen.append(possible & decided)
+        else:
+            offset = jnp.where(possible & decided, case, offset)
+
+    def pick(*values: Any) -> Any:
+        pairs = zip(chosen, values, strict=True)
+        return sum(jnp.where(mine, value, 0) for mine, value in pairs)
+
+    return Planes(
+        pick if chosen else None,
+        jnp.where(decided, offset, lower),
+        pick if chosen else None,
+        jnp.where(decided, offset, upper),
+        largest(Bounds(lower, upper)),
+    )

@@ -1,0 +1,144 @@
+"""One forward walk over a graph: what every later step knows of each value."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..core import Graph, Node, Variable
+from ..core._affine import is_affine, offset
+from ._interval import absolute, interval
+from ._planes import Lines, Relaxation
+from ._relaxations import relax
+from ._rounding import largest, num_terms, unit
+from ._sets import Bounds
+from ._settled import Settled
+from ._trace import Region
+
+
+@dataclass
+class Flow:
+    """A graph and what is known of its values.
+
+    Attributes:
+        graph: What is bounded.
+        region: The sets that its inputs range over.
+        method: Who asks, for messages.
+        bounds: The interval of each variable.
+        settled: The variables whose interval no backward pass improves.
+        relaxations: What stands for each nonlinear node in a backward pass.
+        magnitudes: For each variable the largest sum of absolute terms that a pass from
+            it may add up in the affine operations below it, and its relative error.
+        offsets: For each affine node its outputs at zero; None if zero.
+        producers: The node that each variable comes from.
+        num_readers: How many nodes and outputs read each variable.
+        folded: The variables whose offset is part of the lines that read them.
+    """
+
+    graph: Graph
+    region: Region
+    method: str
+    bounds: dict[Variable, Bounds] = field(default_factory=dict)
+    settled: set[Variable] = field(default_factory=set)
+    relaxations: dict[Node, Relaxation] = field(default_factory=dict)
+    magnitudes: dict[Variable, tuple[Any, float]] = field(default_factory=dict)
+    offsets: dict[Node, Any] = field(default_factory=dict)
+    producers: dict[Variable, Node] = field(default_factory=dict)
+    num_readers: Counter[Variable] = field(default_factory=Counter)
+    folded: set[Variable] = field(default_factory=set)
+
+
+def operands(flow: Flow, node: Node) -> list[Any]:
+    """The bounds of a node's variables and the arrays of its constants."""
+    return [flow.bounds[a] if isinstance(a, Variable) else a for a in node.inputs]
+
+
+def floating(node: Node) -> list[Variable]:
+    """The variable operands that a linear function may depend on."""
+    return [v for v in node.variables if jnp.issubdtype(v.dtype, jnp.floating)]
+
+
+def meet(old: Bounds, new: Bounds) -> Bounds:
+    """The intersection of two sound intervals; NaN counts as no knowledge."""
+    return Bounds(
+        jnp.where(new.lower > old.lower, new.lower, old.lower),
+        jnp.where(new.upper < old.upper, new.upper, old.upper),
+    )
+
+
+def start(graph: Graph, region: Region, method: str) -> tuple[Flow, Settled]:
+    """A flow that knows the inputs alone."""
+    known = Settled(region)
+    flow = Flow(graph, region, method, region.hull(), known.variables)
+    flow.producers = {out: node for node in graph.nodes for out in node.outputs}
+    read = [a for node in graph.nodes for a in node.variables]
+    read += [a for a in graph.outputs if isinstance(a, Variable)]
+    flow.num_readers = Counter(read)
+    return flow, known
+
+
+def visit(flow: Flow, known: Settled, node: Node) -> None:
+    """Bounds the outputs of a node by intervals."""
+    values = operands(flow, node)
+    outs = interval(node, values, flow.method)
+    inputs = [flow.bounds[v] for v in node.variables]
+    outs = known.visit(node, outs, inputs)
+    flow.bounds.update(zip(node.outputs, outs, strict=True))
+
+
+def prepare_backward(flow: Flow, node: Node) -> None:
+    """Relaxes a visited node and notes what rounding may do in a pass through it."""
+    if is_affine(node):
+        _magnitude_of_affine(flow, node)
+        return
+    out = node.outputs[0]
+    if not jnp.issubdtype(out.dtype, jnp.floating):
+        return
+    bounds = [flow.bounds[v] for v in node.outputs]
+    found = relax(node, operands(flow, node), bounds)
+    terms = found.magnitude([flow.bounds[v] for v in floating(node)])
+    error = unit(out.aval.size, out.dtype) + unit(16, out.dtype)
+    flow.magnitudes[out] = jax.lax.stop_gradient(terms), error
+    flow.relaxations[node] = (
+        _folded(flow, node, found) if isinstance(found, Lines) else found
+    )
+
+
+def _folded(flow: Flow, node: Node, lines: Lines) -> Lines:
+    """Lines that account for what happens to their input right below them.
+
+    A pass reads rows once for the bias of the lines. Folded into that are the rounding
+    of the affine operations that follow and, where nobody else reads the input, the
+    offset of the operation that made it.
+    """
+    (v,) = floating(node)
+    terms, error = flow.magnitudes[v]
+    lines = lines.outward(error * terms)
+    producer = flow.producers.get(v)
+    added = None if producer is None else flow.offsets.get(producer)
+    if added is None or len(added) != 1 or flow.num_readers[v] != 1:
+        return lines
+    flow.folded.add(v)
+    return lines.shifted(added[0])
+
+
+def magnitude_of_inputs(flow: Flow) -> None:
+    """Notes the inputs' own magnitudes, before any node's."""
+    size = sum(v.aval.size for v in flow.graph.inputs)
+    for v in flow.graph.inputs:
+        terms = jax.lax.stop_gradient(largest(flow.bounds[v]))
+        flow.magnitudes[v] = terms, unit(size, v.dtype)
+
+
+def _magnitude_of_affine(flow: Flow, node: Node) -> None:
+    found = [flow.magnitudes[v] for v in node.variables]
+    terms = absolute(node)(*(terms for terms, _ in found))
+    flow.offsets[node] = added = offset(node)
+    if added is not None:
+        terms = [t + jnp.abs(a) for t, a in zip(terms, added, strict=True)]
+    error = max(error for _, error in found)
+    for out, t in zip(node.outputs, terms, strict=True):
+        error_out = error + unit(num_terms(node), out.dtype)
+        flow.magnitudes[out] = jax.lax.stop_gradient(t), error_out

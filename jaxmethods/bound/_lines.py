@@ -1,0 +1,122 @@
+"""Two lines round a smooth function of one variable, from its shape alone.
+
+A rule takes the function and an interval. Slopes come from chords and tangents; the
+intercept is then the extreme of f(x) - slope x over the interval, which the shape
+places at an end or at the tangent point. So a line is sound whatever its slope, and a
+search for the best slope may stop early.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ._planes import Lines
+from ._sets import Bounds
+
+Function = Callable[[Any], Any]
+
+_BISECTIONS, _NEWTON_STEPS = 6, 4
+
+
+def derivative(f: Function) -> Function:
+    """The derivative of an elementwise function."""
+    return lambda x: jax.jvp(f, (x,), (jnp.ones_like(x),))[1]
+
+
+def middle(x: Bounds) -> Any:
+    """Where a tangent encloses the least area with a chord: half way."""
+    return (x.lower + x.upper) / 2
+
+
+def convex(f: Function, x: Bounds, at: Function = middle) -> Lines:
+    """A chord above and a tangent below, touching at `at(x)`."""
+    point = at(x)
+    below = derivative(f)(point)
+    above = chord(f, x)
+    ends = (f(end) - above * end for end in x)
+    return Lines(below, f(point) - below * point, above, jnp.maximum(*ends))
+
+
+def concave(f: Function, x: Bounds, at: Function = middle) -> Lines:
+    """A chord below and a tangent above."""
+    return negated(convex(lambda v: -f(v), x, at))
+
+
+def negated(lines: Lines) -> Lines:
+    """Lines round -f from lines round f."""
+    return Lines(
+        -lines.upper_slope, -lines.upper_bias, -lines.lower_slope, -lines.lower_bias
+    )
+
+
+def mirrored(lines: Lines) -> Lines:
+    """Lines round f(-x) from lines round f, on the mirrored interval."""
+    return Lines(
+        -lines.lower_slope, lines.lower_bias, -lines.upper_slope, lines.upper_bias
+    )
+
+
+def chord(f: Function, x: Bounds) -> Any:
+    """The slope between the ends; of a narrow interval, the derivative inside it."""
+    width = x.upper - x.lower
+    scale = jnp.maximum(jnp.abs(x.lower), jnp.abs(x.upper))
+    wide = width > jnp.sqrt(jnp.finfo(width.dtype).eps) * scale
+    slope = (f(x.upper) - f(x.lower)) / jnp.where(wide, width, 1)
+    return jnp.where(wide, slope, derivative(f)(middle(x)))
+
+
+def sigmoidal(f: Function, x: Bounds) -> Lines:
+    """A function that is convex below 0 and concave above, such as tanh."""
+    upper_slope, upper_bias = _above_sigmoidal(f, x)
+    turned = Bounds(-x.upper, -x.lower)
+    lower_slope, lower_bias = _above_sigmoidal(lambda v: -f(-v), turned)
+    return Lines(lower_slope, -lower_bias, upper_slope, upper_bias)
+
+
+def _above_sigmoidal(f: Function, x: Bounds) -> tuple[Any, Any]:
+    """The slope and intercept of a line above a function that is convex, then concave.
+
+    The line from the lower end that is tangent at some d >= 0 touches the upper hull;
+    a tangent further right lies above as well, and the one at the middle encloses
+    least area, so the tangent point is the larger of the two. Where d would lie right
+    of the interval the hull is the chord.
+    """
+    slope_of = derivative(f)
+    start, end = jnp.minimum(x.lower, 0), jnp.maximum(x.upper, 0)
+    point = _tangent_point(f, start, end)
+    beyond = (f(end) + slope_of(end) * (start - end) < f(start)) | (x.upper <= 0)
+    touch = jnp.clip(jnp.maximum(point, middle(x)), 0, end)
+    slope = jnp.where(beyond, chord(f, x), slope_of(touch))
+    touch = jnp.where(beyond, x.upper, jnp.maximum(touch, x.lower))
+    heights = [f(v) - slope * v for v in (x.lower, x.upper, touch)]
+    return slope, jnp.maximum(jnp.maximum(heights[0], heights[1]), heights[2])
+
+
+def _tangent_point(f: Function, start: Any, end: Any) -> Any:
+    """D in [0, end] whose tangent passes through (start, f(start)), start <= 0.
+
+    Bisection, then Newton steps within the bracket; the last step alone is
+    differentiated, which by the implicit function theorem gives the derivative of d.
+    """
+    slope_of = derivative(f)
+
+    def miss(d: Any, start: Any) -> Any:
+        return f(d) + slope_of(d) * (start - d) - f(start)
+
+    def newton(d: Any, start: Any) -> Any:
+        rate = derivative(slope_of)(d) * (start - d)
+        usable = jnp.abs(rate) > jnp.finfo(d.dtype).tiny ** 0.5
+        return d - jnp.where(usable, miss(d, start) / jnp.where(usable, rate, 1), 0)
+
+    fixed_start, low, high = lax.stop_gradient((start, jnp.zeros_like(end), end))
+    for _ in range(_BISECTIONS):
+        d = (low + high) / 2
+        below = miss(d, fixed_start) < 0
+        low, high = jnp.where(below, d, low), jnp.where(below, high, d)
+    d = (low + high) / 2
+    for _ in range(_NEWTON_STEPS):
+        d = jnp.clip(newton(d, fixed_start), low, high)
+    return jnp.clip(newton(lax.stop_gradient(d), start), low, high)

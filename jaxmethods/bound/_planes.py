@@ -1,0 +1,92 @@
+"""Linear functions below and above an operation: what a backward pass replaces it by."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from ._rounding import largest
+from ._sets import Bounds
+
+
+class Lines(NamedTuple):
+    """Two lines round an elementwise function of one variable.
+
+    lower_slope x + lower_bias <= f(x) <= upper_slope x + upper_bias for every x in the
+    interval; arrays of the shape of x.
+
+    Example:
+        >>> from jaxmethods import bound
+        >>> one = jnp.ones(3)
+        >>> lines = bound.Lines(0 * one, 0 * one, 0 * one, one)  # 0 <= f(x) <= 1
+        >>> lines.upper_bias.shape
+        (3,)
+    """
+
+    lower_slope: Any
+    lower_bias: Any
+    upper_slope: Any
+    upper_bias: Any
+
+    def shifted(self, amount: Any) -> "Lines":
+        """Lines round f(x + amount)."""
+        return self._replace(
+            lower_bias=self.lower_bias + self.lower_slope * amount,
+            upper_bias=self.upper_bias + self.upper_slope * amount,
+        )
+
+    def outward(self, error: Any) -> "Lines":
+        """Lines that stay apart where x is off by at most `error`."""
+        return self._replace(
+            lower_bias=self.lower_bias - jnp.abs(self.lower_slope) * error,
+            upper_bias=self.upper_bias + jnp.abs(self.upper_slope) * error,
+        )
+
+    def magnitude(self, node_inputs: list[Bounds]) -> Any:
+        """The largest sum of absolute terms in either line."""
+        (x,) = node_inputs
+        slope = jnp.maximum(jnp.abs(self.lower_slope), jnp.abs(self.upper_slope))
+        bias = jnp.maximum(jnp.abs(self.lower_bias), jnp.abs(self.upper_bias))
+        return slope * largest(x) + bias
+
+
+class Planes(NamedTuple):
+    """Two affine functions round an operation of any shape, of several variables.
+
+    lower_map(*xs) + lower_bias <= f(*xs) <= upper_map(*xs) + upper_bias.
+
+    Args:
+        lower_map: A linear JAX function of the variable operands; None for zero.
+        lower_bias: An array of the output's shape.
+        upper_map: As `lower_map`.
+        upper_bias: As `lower_bias`.
+        terms: At least the sum of the absolute values of what is added up on either
+            side, of the output's shape; for the account of rounding.
+
+    Example:
+        >>> from jaxmethods import bound
+        >>> total = lambda x, y: x + y
+        >>> zero = jnp.zeros(3)
+        >>> planes = bound.Planes(total, zero, total, zero, terms=2 + zero)
+        >>> print(planes.upper_map(1.0, 2.0))
+        3.0
+    """
+
+    lower_map: Callable[..., Any] | None
+    lower_bias: Any
+    upper_map: Callable[..., Any] | None
+    upper_bias: Any
+    terms: Any
+
+    def magnitude(self, node_inputs: list[Bounds]) -> Any:
+        """The largest sum of absolute terms in either plane."""
+        del node_inputs
+        return self.terms
+
+
+Relaxation = Lines | Planes
+
+
+def constant(bounds: Bounds) -> Planes:
+    """The interval itself as planes, sound for any operation."""
+    return Planes(None, bounds.lower, None, bounds.upper, largest(bounds))

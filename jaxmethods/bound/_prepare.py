@@ -1,0 +1,147 @@
+"""Rewrites a graph into the operations that have bound rules; values stay the same.
+
+Composite functions are matched; products run at full precision; a quotient becomes a
+product with a reciprocal, `x * x` a square, a power what it is made of; elementwise
+operations of different shapes get operands of one shape.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..core import (
+    PATTERNS,
+    Graph,
+    Node,
+    Variable,
+    is_concrete,
+    live_nodes,
+    match_patterns,
+)
+from ._merge import merge_specifications
+
+_COMPOSITES = ("softplus", "selu", "celu", "elu", "leaky_relu", "hard_tanh")
+_BROADCASTING = frozenset({"div", "max", "min", "mul", "pow", "select_n"})
+
+
+def prepare(graph: Graph) -> Graph:
+    """A graph of the same function in operations that have rules."""
+    graph = match_patterns(graph, [PATTERNS[name] for name in _COMPOSITES])
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        for piece in _rewritten(node):
+            nodes.extend(_broadcast(piece))
+    live = live_nodes(nodes, graph.outputs)
+    graph = Graph(graph.inputs, live, graph.outputs, graph.treedef)
+    return merge_specifications(graph)
+
+
+def _rewritten(node: Node) -> Iterator[Node]:
+    rewrite = _REWRITES.get(node.name)
+    yield from [node] if rewrite is None else rewrite(node)
+
+
+def _full_precision(node: Node) -> list[Node]:
+    highest = (jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)
+    params = {**node.params, "precision": highest}
+    bind = node.equation.primitive.bind
+    return [
+        dataclasses.replace(
+            node, params=params, evaluate=lambda *v: [bind(*v, **params)]
+        )
+    ]
+
+
+def _without_effect(node: Node) -> list[Node]:
+    return [_step(node, "copy", node.inputs, lambda x: x)]
+
+
+def _product(node: Node) -> list[Node]:
+    x, y = node.inputs
+    if x is y:
+        return [_step(node, "square", (x,), jnp.square)]
+    return [node]
+
+
+def _quotient(node: Node) -> list[Node]:
+    x, y = node.inputs
+    if not isinstance(y, Variable):
+        return [node]
+    inverse = _step(node, "reciprocal", (y,), lambda y: 1 / y, Variable(y.aval))
+    return [inverse, _step(node, "mul", (x, inverse.outputs[0]), jnp.multiply)]
+
+
+def _integer_power(node: Node) -> list[Node]:
+    if node.params["y"] == 2:
+        return [_step(node, "square", node.inputs, jnp.square)]
+    if node.params["y"] == -1:
+        return [_step(node, "reciprocal", node.inputs, lambda x: 1 / x)]
+    return [node]
+
+
+def _power(node: Node) -> list[Node]:
+    """X ** y as a root or as exp(y log x), where y is a constant."""
+    x, y = node.inputs
+    if isinstance(y, Variable) or not isinstance(x, Variable):
+        return [node]
+    roots = {0.5: ("sqrt", jnp.sqrt), -0.5: ("rsqrt", jax.lax.rsqrt)}
+    if is_concrete(y) and np.ndim(y) == 0 and float(y) in roots:
+        name, fn = roots[float(y)]
+        return [_step(node, name, (x,), fn)]
+    log = _step(node, "log", (x,), jnp.log, Variable(x.aval))
+    scaled = _step(
+        node, "mul", (log.outputs[0], y), jnp.multiply, Variable(node.outputs[0].aval)
+    )
+    return [log, scaled, _step(node, "exp", scaled.outputs, jnp.exp)]
+
+
+_REWRITES: dict[str, Callable[[Node], Sequence[Node]]] = {
+    "conv_general_dilated": _full_precision,
+    "div": _quotient,
+    "dot_general": _full_precision,
+    "integer_pow": _integer_power,
+    "mul": _product,
+    "pow": _power,
+    "stop_gradient": _without_effect,
+}
+
+
+def _step(
+    node: Node,
+    name: str,
+    inputs: Sequence[Any],
+    fn: Callable[..., Any],
+    output: Variable | None = None,
+) -> Node:
+    """A node that computes `fn`, standing in for `node` or for a part of it."""
+    out = node.outputs[0] if output is None else output
+    return Node(name, tuple(inputs), (out,), {}, lambda *v: [fn(*v)], node.equation)
+
+
+def _broadcast(node: Node) -> list[Node]:
+    """The node, its variable operands broadcast to its output's shape before it."""
+    if node.name not in _BROADCASTING:
+        return [node]
+    shape = node.outputs[0].shape
+    added, inputs = [], []
+    for atom in node.inputs:
+        if isinstance(atom, Variable) and atom.shape != shape:
+            wide = Variable(atom.aval.update(shape=shape))
+            added.append(_widened(node, atom, wide))
+            atom = wide
+        inputs.append(atom)
+    return [*added, dataclasses.replace(node, inputs=tuple(inputs))]
+
+
+def _widened(node: Node, atom: Variable, wide: Variable) -> Node:
+    return _step(
+        node,
+        "broadcast_in_dim",
+        (atom,),
+        lambda x: jnp.broadcast_to(x, wide.shape),
+        wide,
+    )

@@ -1,0 +1,208 @@
+"""Sets of inputs: balls and boxes, and what a bound needs to know of them.
+
+A set stands where an array or a pytree would. Every set answers three questions:
+`placeholder`, what the function sees while it is traced; `hull`, the smallest
+interval round each of its arrays; `minimum`, the least value of a linear function.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..core import check_choice, check_floating, check_nonnegative, is_concrete
+
+NORMS = (1, 2, np.inf)
+
+
+class Bounds(NamedTuple):
+    """Lower and upper ends: arrays, or pytrees of arrays of the same structure."""
+
+    lower: Any
+    upper: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Ball:
+    """All points within a distance of a centre, in the l1, l2 or linf norm.
+
+    {x : ||x - center||_p <= radius}. With p < inf the norm runs over all arrays of
+    `center` together: give each array its own `Ball` for one ball an array.
+
+    Args:
+        center: An array or a pytree of arrays, floating.
+        radius: At least 0. A scalar; for p = inf also one number an element: an array
+            that broadcasts to `center`, or a pytree like it.
+        p: 1, 2 or inf. Static.
+
+    Raises:
+        ValueError: When bounds are asked for: p is no such norm; the radius is
+            negative or the centre is not finite, where the values are concrete.
+        TypeError: When bounds are asked for: `center` is not floating.
+
+    Example:
+        >>> from jaxmethods import bound
+        >>> ball = bound.Ball(jnp.array([1.0, 2.0]), 0.5)
+        >>> bounds = bound.ibp(lambda x: -x)(ball)
+        >>> print(bounds.lower)
+        [-1.5 -2.5]
+    """
+
+    center: Any
+    radius: Any
+    p: Any = field(default=jnp.inf, metadata=dict(static=True))
+
+    def check(self) -> None:
+        """Raises where the ball is none."""
+        check_choice(self.p, NORMS, "p of a Ball")
+        for leaf in jax.tree.leaves(self.center):
+            _check_finite(leaf, "center of a Ball")
+        for leaf in jax.tree.leaves(self.radius):
+            check_nonnegative(leaf, "radius of a Ball")
+        if self.p != jnp.inf and np.shape(self.radius) != ():
+            raise ValueError(
+                f"radius of a Ball with p = {self.p} has shape "
+                f"{np.shape(self.radius)}; wanted a scalar: a radius per element "
+                "needs p = inf."
+            )
+
+    @property
+    def placeholder(self) -> Any:
+        """A member of the ball, with the structure that the function expects."""
+        return jax.tree.map(jnp.asarray, self.center)
+
+    def hull(self) -> list[Bounds]:
+        """The smallest interval round each array of the ball."""
+        centers, treedef = jax.tree.flatten(self.placeholder)
+        radii = [self.radius] * len(centers)
+        if jax.tree.structure(self.radius) == treedef:
+            radii = jax.tree.leaves(self.radius)
+        ends = []
+        for center, radius in zip(centers, radii, strict=True):
+            spread = jnp.broadcast_to(jnp.asarray(radius, center.dtype), center.shape)
+            ends.append(Bounds(center - spread, center + spread))
+        return ends
+
+    def minimum(self, rows: Sequence[jax.Array]) -> jax.Array:
+        """The least value over the ball of linear functions, by the dual norm.
+
+        Args:
+            rows: For each array of the ball, coefficients (R, *shape).
+
+        Returns:
+            Shape (R,).
+        """
+        if self.p == jnp.inf:
+            return _minimum_of_box(rows, self.hull())
+        centers = jax.tree.leaves(self.placeholder)
+        middle = sum(_inner(a, c[None]) for a, c in zip(rows, centers, strict=True))
+        flat = jnp.concatenate([a.reshape(a.shape[0], -1) for a in rows], axis=1)
+        return middle - self.radius * dual_norm(flat, self.p)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Box:
+    """All points between two ends, elementwise.
+
+    Args:
+        lower: An array or a pytree of arrays, floating.
+        upper: The same structure and shapes, at least `lower`; ends may be equal.
+
+    Raises:
+        ValueError: When bounds are asked for: shapes differ, or an end is not finite or
+            `lower` exceeds `upper`, where the values are concrete.
+        TypeError: When bounds are asked for: an end is not floating.
+
+    Example:
+        >>> from jaxmethods import bound
+        >>> box = bound.Box(jnp.array([0.0, 1.0]), jnp.array([2.0, 1.0]))
+        >>> print(bound.ibp(lambda x: x.sum())(box).upper)
+        3.0
+    """
+
+    lower: Any
+    upper: Any
+
+    def check(self) -> None:
+        """Raises where the box is none."""
+        low, high = jax.tree.leaves(self.lower), jax.tree.leaves(self.upper)
+        if [np.shape(a) for a in low] != [np.shape(a) for a in high]:
+            raise ValueError(
+                f"lower and upper of a Box have shapes {list(map(np.shape, low))} and "
+                f"{list(map(np.shape, high))}; wanted the same."
+            )
+        for a, b in zip(low, high, strict=True):
+            _check_finite(a, "lower of a Box")
+            _check_finite(b, "upper of a Box")
+            if is_concrete(a) and is_concrete(b) and bool(np.any(a > b)):
+                raise ValueError(
+                    "lower of a Box exceeds upper by "
+                    f"{np.max(np.asarray(a) - np.asarray(b)):.3g}; wanted lower <= "
+                    "upper everywhere."
+                )
+
+    @property
+    def placeholder(self) -> Any:
+        """A member of the box, with the structure that the function expects."""
+        return jax.tree.map(jnp.asarray, self.lower)
+
+    def hull(self) -> list[Bounds]:
+        """The box itself, array by array."""
+        low, high = jax.tree.leaves(self.lower), jax.tree.leaves(self.upper)
+        return [
+            Bounds(jnp.asarray(a), jnp.asarray(b, jnp.asarray(a).dtype))
+            for a, b in zip(low, high, strict=True)
+        ]
+
+    def minimum(self, rows: Sequence[jax.Array]) -> jax.Array:
+        """The least value over the box of linear functions; see `Ball.minimum`."""
+        return _minimum_of_box(rows, self.hull())
+
+
+Set = Ball | Box
+
+
+def is_set(x: Any) -> bool:
+    """Whether `x` is a set that the bound transforms know."""
+    return isinstance(x, Ball | Box)
+
+
+def dual_norm(rows: jax.Array, p: float) -> jax.Array:
+    """The norm dual to p = 1 or 2 of the rows of a matrix (R, n), differentiable at 0.
+
+    Returns:
+        Shape (R,): max |a| for p = 1, the Euclidean length for p = 2.
+    """
+    if p == 1:
+        return jnp.max(jnp.abs(rows), axis=-1, initial=0.0)
+    return safe_sqrt(jnp.sum(rows * rows, axis=-1))
+
+
+def safe_sqrt(x: jax.Array) -> jax.Array:
+    """The square root, with derivative 0 instead of infinity at 0."""
+    positive = x > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
+
+
+def _minimum_of_box(rows: Sequence[jax.Array], ends: Sequence[Bounds]) -> jax.Array:
+    corners = (
+        jnp.where(a > 0, b.lower[None], b.upper[None])
+        for a, b in zip(rows, ends, strict=True)
+    )
+    return sum(_inner(a, x) for a, x in zip(rows, corners, strict=True))
+
+
+def _inner(rows: jax.Array, x: jax.Array) -> jax.Array:
+    """The product of each row (R, *shape) with its own or with one value."""
+    return jnp.sum(rows * x, axis=tuple(range(1, rows.ndim)))
+
+
+def _check_finite(x: Any, name: str) -> None:
+    array = check_floating(x, name)
+    if is_concrete(array) and not bool(np.all(np.isfinite(np.asarray(array)))):
+        raise ValueError(f"{name} holds NaN or infinity; wanted finite values.")

@@ -1,0 +1,75 @@
+"""From a function and its arguments, some of them sets, to a graph and its region."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..core import Graph, Variable, flatten
+from ._prepare import prepare
+from ._sets import Bounds, Set, is_set
+
+
+class Region(NamedTuple):
+    """The sets of a call, and which inputs of its graph each one holds."""
+
+    sets: tuple[Set, ...]
+    variables: tuple[tuple[Variable, ...], ...]
+
+    def hull(self) -> dict[Variable, Bounds]:
+        """The smallest interval round each input of the graph."""
+        return {
+            v: ends
+            for s, held in zip(self.sets, self.variables, strict=True)
+            for v, ends in zip(held, s.hull(), strict=True)
+        }
+
+    def minimum(self, rows: dict[Variable, jax.Array]) -> jax.Array | float:
+        """The least value over all sets of linear functions of the inputs.
+
+        Args:
+            rows: Coefficients (R, *shape) of the inputs that occur.
+
+        Returns:
+            Shape (R,), or 0.0 where no input occurs.
+        """
+        total: jax.Array | float = 0.0
+        for s, held in zip(self.sets, self.variables, strict=True):
+            if not any(v in rows for v in held):
+                continue
+            size = next(rows[v].shape[0] for v in held if v in rows)
+            total += s.minimum(
+                [
+                    rows[v] if v in rows else jnp.zeros((size, *v.shape), v.dtype)
+                    for v in held
+                ]
+            )
+        return total
+
+
+def trace(fn: Callable[..., Any], args: Sequence[Any]) -> tuple[Graph, Region]:
+    """Traces `fn` with each set replaced by one of its members.
+
+    Raises:
+        ValueError: A set is none (see `Ball`, `Box`), or no argument is a set.
+        TypeError: A set's arrays are not floating.
+    """
+    leaves, treedef = jax.tree.flatten(args, is_leaf=is_set)
+    sets = tuple(leaf for leaf in leaves if is_set(leaf))
+    if not sets:
+        raise ValueError(
+            "no argument is a set; wrap at least one in Ball(center, radius) or "
+            "Box(lower, upper)."
+        )
+    for s in sets:
+        s.check()
+    filled = treedef.unflatten(s.placeholder if is_set(s) else s for s in leaves)
+    marked = []
+    for leaf in leaves:
+        size = len(jax.tree.leaves(leaf.placeholder)) if is_set(leaf) else 1
+        marked += [is_set(leaf)] * size
+    graph = flatten(fn, *filled, marked=marked)
+    inputs = iter(graph.inputs)
+    held = tuple(tuple(next(inputs) for _ in s.hull()) for s in sets)
+    return prepare(graph), Region(sets, held)

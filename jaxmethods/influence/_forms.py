@@ -1,0 +1,66 @@
+"""Says for each parameter in which form its gradients are taken, and why."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ..core import leaf_paths, source_line
+from ._gradients import read_loss
+from ._task import Loss, Where, choose_parameters
+
+
+class Form(NamedTuple):
+    """The form of a parameter's per-example gradient.
+
+    Attributes:
+        kind: "factors" where it is a sum of outer products that need not be formed,
+            "whole" where it is computed entry by entry, "unused" where it is zero.
+        place: The products, or the first use that has no factors: primitive and line.
+    """
+
+    kind: str
+    place: str
+
+
+def forms(loss: Loss, *, where: Where = None) -> Callable[..., dict[Any, Form]]:
+    """Says in which form `tracin` takes the gradients of each parameter.
+
+    The scores are exact in either form; factors cost less time and memory. A matrix
+    inside a loop, or one that is also looked up by index, has no factors.
+
+    Args:
+        loss: `loss(params, example) -> scalar`, as for `tracin`.
+        where: Which parameters count, as for `tracin`.
+
+    Returns:
+        `report(params, example) -> {path: Form}`: params of one checkpoint, one
+        example, or their shapes and dtypes; nothing is computed.
+
+    Raises:
+        ValueError, TypeError: As `tracin`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> loss = lambda params, x: jnp.sum(x @ params["w"] + params["b"])
+        >>> params = {"b": jnp.ones(2), "w": jnp.ones((3, 2))}
+        >>> report = forms(loss)(params, jnp.ones(3))
+        >>> report["b",].kind, report["w",].kind
+        ('whole', 'factors')
+    """
+
+    def report(params: Any, example: Any) -> dict[Any, Form]:
+        chosen = choose_parameters(where, params)
+        recipe = read_loss(loss, params, example, chosen)
+        paths = leaf_paths(params)
+        found = {}
+        for leaf in chosen:
+            if leaf in recipe.factored:
+                uses = [product.equation for product, _ in recipe.factored[leaf]]
+                places = [f"{e.primitive.name} at {source_line(e)}" for e in uses]
+                found[paths[leaf]] = Form("factors", ", ".join(places))
+            elif leaf in recipe.whole:
+                found[paths[leaf]] = Form("whole", recipe.whole[leaf])
+            else:
+                found[paths[leaf]] = Form("unused", "the loss does not depend on it")
+        return found
+
+    return report

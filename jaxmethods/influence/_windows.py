@@ -1,0 +1,53 @@
+"""Sliding windows over an array as strided slices, one for each place in the window."""
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+class Windows(NamedTuple):
+    """Where windows lie; one entry an axis of the array.
+
+    Attributes:
+        size: Of the window.
+        strides: Between windows.
+        padding: Before and after the array; negative cuts.
+        dilation: Of the array: its elements lie this far apart.
+        window_dilation: Of the window.
+    """
+
+    size: Sequence[int]
+    strides: Sequence[int]
+    padding: Sequence[tuple[int, int]]
+    dilation: Sequence[int]
+    window_dilation: Sequence[int]
+
+    def slices(self, x: jax.Array, *, fill: float) -> list[jax.Array]:
+        """What each place of the window sees, places in row-major order.
+
+        Args:
+            x: The array.
+            fill: What padding holds.
+        """
+        edges = [
+            (low, high, gap - 1)
+            for (low, high), gap in zip(self.padding, self.dilation, strict=True)
+        ]
+        x = lax.pad(x, jnp.asarray(fill, x.dtype), edges)
+        # How far the last window's start lies from the first one's.
+        reach = [
+            (length - 1 - (size - 1) * dilation) // stride * stride
+            for length, size, dilation, stride in zip(
+                x.shape, self.size, self.window_dilation, self.strides, strict=True
+            )
+        ]
+        found = []
+        for place in itertools.product(*map(range, self.size)):
+            low = [i * d for i, d in zip(place, self.window_dilation, strict=True)]
+            high = [start + far + 1 for start, far in zip(low, reach, strict=True)]
+            found.append(lax.slice(x, low, high, self.strides))
+        return found

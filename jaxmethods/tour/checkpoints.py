@@ -1,0 +1,60 @@
+"""Checkpoints of a training with orbax: an interrupted run goes on where it was."""
+
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+
+class Checkpoints:
+    """The checkpoints of one training, in a folder named after its settings.
+
+    Saved whole or not at all: a kill while saving leaves the one before. A run with
+    other settings has another folder.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any]):
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        text = json.dumps(settings, sort_keys=True)
+        name = hashlib.sha256(text.encode()).hexdigest()[:12]
+        self.folder = (folder / name).resolve()
+        self.manager = ocp.CheckpointManager(self.folder)
+
+    def steps(self) -> list[int]:
+        """The steps that are saved, ascending."""
+        return sorted(self.manager.all_steps())
+
+    def save(self, step: int, state: Any) -> None:
+        """Saves the state after `step` steps, and waits until it is on the disk."""
+        self.manager.save(step, args=ocp.args.StandardSave(state))
+        self.manager.wait_until_finished()
+
+    def restore(self, step: int, like: Any) -> Any:
+        """The state after `step` steps, laid out on the devices like `like`.
+
+        Raises:
+            ValueError: The checkpoint is damaged, or of another network.
+        """
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        try:
+            return self.manager.restore(step, args=ocp.args.StandardRestore(shapes))
+        except Exception as error:
+            raise ValueError(
+                f"the checkpoint {self.folder / str(step)} cannot be read "
+                f"({type(error).__name__}); delete that folder to go on from the one "
+                "before, or choose another --out."
+            ) from error
+
+    def discard(self) -> None:
+        """Deletes all checkpoints of this training."""
+        self.manager.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """Lets go of the folder."""
+        self.manager.close()

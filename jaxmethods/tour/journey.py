@@ -1,0 +1,298 @@
+"""The whole tour: trains (or goes on), measures, explains, reports."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from .. import shard
+from ..data import Images
+from .checkpoints import Checkpoints
+from .config import Settled, TourConfig, settle
+from .evaluation import measure_accuracy
+from .explanation import Planted, explain_mistakes, find_label_errors, plant_errors
+from .measurements import (
+    bytes_a_device,
+    exchange_bytes,
+    gradient_noise,
+)
+from .network import DigitNet, init_params
+from .objective import example_loss, radius
+from .page import accuracy_chart, report_page
+from .pictures import data_uri
+from .progress import progress
+from .summary import print_summary
+from .training import CODEC, Batch, Trainer, TrainState, learning_rate, make_trainer
+
+_SAVES = 8  # checkpoints of a training; the last four serve the explanations
+_RANKED = 10_000  # training examples that influence looks at, at most
+
+
+class _Setting(NamedTuple):
+    """What every stage needs."""
+
+    settled: Settled
+    apply: Any
+    key: jax.Array
+    planted: Planted
+    plan: Any
+    trainer: Trainer
+
+
+def run_tour(config: TourConfig) -> dict[str, Any]:
+    """Runs a tour and writes its report; returns the findings.
+
+    Raises:
+        OSError, ValueError: As `settle` does, and where checkpoints or the report
+            cannot be written or read.
+    """
+    began = time.monotonic()
+    settled = settle(config, len(jax.devices()))
+    setting, params = _set_up(settled)
+    checkpoints = Checkpoints(config.out / "checkpoints", _identity(settled))
+    try:
+        state, trained_s = _train(setting, params, checkpoints)
+        findings = _findings(setting, state, checkpoints)
+        findings["machine"] = _machine(began, trained_s)
+        write_report(config.out, findings)
+        print_summary(findings, config.out)
+        checkpoints.discard()
+    finally:
+        checkpoints.close()
+    return findings
+
+
+def _set_up(settled: Settled) -> tuple[_Setting, Any]:
+    config, split, shape = settled
+    count = shape[0] * shape[1]
+    devices = np.array(jax.devices()[:count]).reshape(shape)
+    mesh = Mesh(devices, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    key = jax.random.key(config.seed)
+    net = DigitNet()
+    image_shape = split.train.images.shape[1:]
+    params = init_params(net, jax.random.fold_in(key, 0), image_shape)
+    planted = plant_errors(split.train, jax.random.fold_in(key, 1))
+    batch = tuple(a[: config.batch] for a in planted.train)
+
+    def loss(params: Any, batch: Any) -> jax.Array:
+        # The natural loss names each layer once; the bound uses its kernels again.
+        return jnp.mean(jax.vmap(lambda *e: example_loss(net.apply, params, e))(*batch))
+
+    plan = shard.splitbrain(loss, params, batch, mesh=mesh)
+    trainer = make_trainer(net.apply, plan, num_steps=config.num_steps, eps=config.eps)
+    return _Setting(settled, net.apply, key, planted, plan, trainer), params
+
+
+def _identity(settled: Settled) -> dict[str, Any]:
+    """What decides the numbers of a training: another identity, another training."""
+    config, split, mesh = settled
+    return {
+        "data": split.name,
+        "train": len(split.train.labels),
+        "pixels": float(split.train.images.sum(dtype=np.float64)),
+        "seed": config.seed,
+        "steps": config.num_steps,
+        "eps": config.eps,
+        "batch": config.batch,
+        "mesh": list(mesh),
+    }
+
+
+def _batch(setting: _Setting, number: int, key: jax.Array) -> Batch:
+    """The batch of a step: a function of the seed and the step alone."""
+    train, size = setting.planted.train, setting.settled.config.batch
+    each = len(train.labels) // size
+    epoch, place = divmod(number, each)
+    shuffle = jax.random.fold_in(jax.random.fold_in(setting.key, 2), epoch)
+    order = np.asarray(jax.random.permutation(shuffle, len(train.labels)))
+    rows = order[place * size : (place + 1) * size]
+    return Batch(
+        train.images[rows],
+        train.labels[rows],
+        np.int32(number),
+        jax.random.fold_in(key, number),
+    )
+
+
+def _saved_steps(num_steps: int) -> list[int]:
+    return sorted({max(1, num_steps * k // _SAVES) for k in range(1, _SAVES + 1)})
+
+
+def _train(
+    setting: _Setting, params: Any, checkpoints: Checkpoints
+) -> tuple[TrainState, float]:
+    """Trains to the end, from the last checkpoint if there is one."""
+    began = time.monotonic()
+    num_steps = setting.settled.config.num_steps
+    state = setting.trainer.init(params)
+    done = checkpoints.steps()
+    start = done[-1] if done else 0
+    if start:
+        state = checkpoints.restore(start, state)
+        print(f"going on from step {start} of {num_steps}, saved by an earlier run")
+    key = jax.random.fold_in(setting.key, 3)
+    saves = _saved_steps(num_steps)
+    numbers = range(start, num_steps)
+    for number in progress(numbers, "training", num_steps, start=start):
+        state = setting.trainer.step(state, _batch(setting, number, key))
+        jax.block_until_ready(state.loss)
+        if number + 1 in saves:
+            checkpoints.save(number + 1, state)
+    return state, time.monotonic() - began
+
+
+def _findings(
+    setting: _Setting, state: TrainState, checkpoints: Checkpoints
+) -> dict[str, Any]:
+    config, split, mesh = setting.settled
+    num_steps = config.num_steps
+    params = jax.device_get(state.params)
+    test = Images(*(a[: 256 if config.quick else 2048] for a in split.test))
+    radii = sorted({0.0, config.eps / 4, config.eps / 2, config.eps, 1.5 * config.eps})
+    accuracy = measure_accuracy(setting.apply, params, test, radii)
+    grown = radius(np.arange(num_steps), num_steps, config.eps)
+    findings: dict[str, Any] = {
+        "settings": {
+            "seed": config.seed,
+            "steps": num_steps,
+            "eps": config.eps,
+            "batch": config.batch,
+            "mesh": list(mesh),
+            "quick": config.quick,
+        },
+        "data": {
+            "name": split.name,
+            "num_train": len(split.train.labels),
+            "num_test": len(test.labels),
+            "height": split.train.images.shape[1],
+            "width": split.train.images.shape[2],
+        },
+        "training": {"loss": np.asarray(state.loss).tolist(), "eps": grown.tolist()},
+        "accuracy": accuracy._asdict(),
+    }
+    findings |= _costs(setting, state)
+    findings |= _explanations(setting, state, checkpoints, test)
+    return findings
+
+
+def _costs(setting: _Setting, state: TrainState) -> dict[str, Any]:
+    """Noise of the gradient, bytes on the wire, bytes on a device."""
+    config, trainer = setting.settled.config, setting.trainer
+    batch = _batch(setting, config.num_steps - 1, jax.random.fold_in(setting.key, 4))
+    draws = 8 if config.quick else 32
+    numbers = progress(range(draws), "noise of the gradient", draws)
+
+    def draw(number: int) -> Any:
+        again = jax.tree.map(jnp.copy, state)  # a step consumes the state it is given
+        noise = jax.random.fold_in(batch.key, number)
+        return trainer.drawn(trainer.step(again, batch._replace(key=noise)))
+
+    noise = gradient_noise(map(draw, numbers), trainer.exact(state.params, batch))
+    wire = exchange_bytes(setting.plan, CODEC, state.params)
+    replicated = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
+    held = bytes_a_device(state.params)
+    return {
+        "gradient": {
+            "draws": draws,
+            "layers": {name: noise[name]._asdict() for name in noise},
+        },
+        "wire": wire._asdict(),
+        "memory": {
+            "data_parallel_bytes": replicated,
+            "plan_bytes": int(setting.plan.parameter_bytes),
+            "measured_bytes": held,
+            "dense_share": held / replicated,
+            "table": str(setting.plan),
+        },
+    }
+
+
+def _explanations(
+    setting: _Setting, state: TrainState, checkpoints: Checkpoints, test: Images
+) -> dict[str, Any]:
+    """Label errors found, and the digits behind the worst mistakes."""
+    num_steps = setting.settled.config.num_steps
+    steps = checkpoints.steps()[-4:]
+    kept = [jax.device_get(checkpoints.restore(s, state).params) for s in steps]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *kept)
+    rates = [float(learning_rate(num_steps)(step - 1)) for step in steps]
+    planted = setting.planted
+    ranked = Planted(
+        Images(*(a[:_RANKED] for a in planted.train)), planted.wrong[:_RANKED]
+    )
+    print("influence: self-influence of the training set, and of the worst mistakes")
+    errors = find_label_errors(setting.apply, stacked, rates, ranked)
+    mistakes = explain_mistakes(setting.apply, stacked, rates, ranked.train, test)
+    return {
+        "labels": {
+            "planted": int(ranked.wrong.sum()),
+            "ranked": len(ranked.wrong),
+            "checkpoints": steps,
+            "found_in_top_fifth": errors.found_in_top_fifth,
+            "inspected": errors.inspected,
+            "found": errors.found,
+            "found_by_loss": errors.found_by_loss,
+            "most_suspicious": errors.ranking[:20].tolist(),
+        },
+        "mistakes": [mistake._asdict() for mistake in mistakes],
+        "pictures": _pictures(ranked, test, errors.ranking, mistakes),
+    }
+
+
+def _pictures(
+    ranked: Planted, test: Images, ranking: np.ndarray, mistakes: list[Any]
+) -> dict[str, Any]:
+    def training(index: int) -> tuple[str, str]:
+        label = int(ranked.train.labels[index])
+        mark = " (planted)" if ranked.wrong[index] else ""
+        return data_uri(ranked.train.images[index, ..., 0]), f"labelled {label}{mark}"
+
+    rows = []
+    for mistake in mistakes:
+        index = mistake.test_index
+        asked = f"a {int(test.labels[index])}, taken for {mistake.predicted}"
+        question = data_uri(test.images[index, ..., 0]), asked
+        rows.append([question, *map(training, mistake.opponents)])
+    return {
+        "suspicious": [training(int(i)) for i in ranking[:20]],
+        "mistakes": rows,
+    }
+
+
+def _machine(began: float, trained_s: float) -> dict[str, Any]:
+    """What differs from run to run: times, and what they were taken on."""
+    return {
+        "devices": len(jax.devices()),
+        "device_kind": jax.devices()[0].device_kind,
+        "cores": os.cpu_count(),
+        "training_s": round(trained_s, 1),
+        "total_s": round(time.monotonic() - began, 1),
+    }
+
+
+def write_report(out: Path, findings: dict[str, Any]) -> None:
+    """Writes the page, the numbers and the picture of a tour.
+
+    Raises:
+        OSError: A file cannot be written; says which.
+    """
+    numbers = {k: v for k, v in findings.items() if k != "pictures"}
+    files = {
+        "index.html": report_page(findings),
+        "findings.json": json.dumps(numbers, indent=1) + "\n",
+        "accuracy.svg": accuracy_chart(findings["accuracy"]) + "\n",
+    }
+    for name, content in files.items():
+        try:
+            (out / name).write_text(content)
+        except OSError as error:
+            raise OSError(
+                f"{out / name} cannot be written ({error.strerror}); make room or "
+                "choose another --out: the training is kept and goes on from its end."
+            ) from error

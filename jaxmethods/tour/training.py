@@ -1,0 +1,145 @@
+"""The composed step, one jitted function: bound, quantize and shard inside optax.
+
+On a mesh of data x model devices each group computes the 5-bit gradient of its own
+rows, with the dense layers split over "model"; AdaComp sends it over "data"; Adam
+takes the mean.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import PartitionSpec as P
+
+from .. import quantize, shard
+from .objective import Apply, certified_loss, radius
+
+POLICY = quantize.Policy(
+    input_grad=quantize.bhq(5), weight_grad=quantize.psq(8, per="feature")
+)
+# The paper's bins with few slots each: what overflows stays owed and is sent later.
+CODEC = shard.adacomp(slots=4)
+
+
+class TrainState(NamedTuple):
+    """All that a step changes: what a checkpoint holds.
+
+    Attributes:
+        params: Laid out over "model" as the plan says.
+        optimizer: What AdaComp owes and Adam's moments, one a device.
+        loss: (num_steps,) the loss of each step so far, NaN after.
+    """
+
+    params: Any
+    optimizer: Any
+    loss: jax.Array
+
+
+class Batch(NamedTuple):
+    """What a step takes: rows for the groups; the rest is the same for all.
+
+    Attributes:
+        images: (batch, height, width, channels) in [0, 1].
+        labels: (batch,) int.
+        number: () int, the step, which decides the radius.
+        key: For the noise; each group folds its index into it.
+    """
+
+    images: Any
+    labels: Any
+    number: Any
+    key: jax.Array
+
+
+class Trainer(NamedTuple):
+    """The functions of a training on a mesh.
+
+    Attributes:
+        init: `init(params) -> TrainState`, placed on the mesh.
+        step: `step(state, batch) -> TrainState`, jitted; consumes the state.
+        drawn: `drawn(state)`: the mean over groups of the gradients that the last step
+            drew, before the exchange.
+        exact: `exact(params, batch)`: the gradient without quantization, jitted.
+    """
+
+    init: Callable[[Any], TrainState]
+    step: Callable[[TrainState, Batch], TrainState]
+    drawn: Callable[[TrainState], Any]
+    exact: Callable[[Any, Batch], Any]
+
+
+def learning_rate(num_steps: int) -> optax.Schedule:
+    """Adam's learning rate over a training: a cosine from 2e-3 to 0."""
+    return optax.cosine_decay_schedule(2e-3, num_steps)
+
+
+def make_trainer(
+    apply: Apply, plan: shard.Plan, *, num_steps: int, eps: float
+) -> Trainer:
+    """Builds the step of a training.
+
+    Args:
+        apply: `apply(params, image) -> logits` of one image.
+        plan: Which layers are split, on which mesh.
+        num_steps: The length of the training.
+        eps: The radius to certify.
+    """
+    loss = partial(certified_loss, apply)
+    low_bit = quantize.fqt(loss, POLICY)
+
+    def exact(params: Any, batch: Batch) -> jax.Array:
+        eps_now = radius(batch.number, num_steps, eps)
+        return loss(params, batch.images, batch.labels, eps_now)
+
+    def noisy(params: Any, batch: Batch) -> jax.Array:
+        eps_now = radius(batch.number, num_steps, eps)
+        return low_bit(batch.key, params, batch.images, batch.labels, eps_now)
+
+    optimizer = optax.chain(
+        _keep_gradients(),
+        shard.exchange(CODEC, "data"),
+        optax.adam(learning_rate(num_steps)),
+    )
+    training = shard.hybrid_training(plan, noisy, optimizer)
+
+    def init(params: Any) -> TrainState:
+        params = plan.place(params)
+        loss = jnp.full(num_steps, jnp.nan)
+        return TrainState(params, jax.jit(training.init)(params), loss)
+
+    def step(state: TrainState, batch: Batch) -> TrainState:
+        params, optimizer, value = training.step(state.params, state.optimizer, batch)
+        return TrainState(params, optimizer, state.loss.at[batch.number].set(value))
+
+    def drawn(state: TrainState) -> Any:
+        # Each device keeps its own shard, under leading data and model axes.
+        kept = state.optimizer[0].gradients
+        return jax.tree.map(_assemble, kept, plan.specs)
+
+    return Trainer(
+        init, jax.jit(step, donate_argnums=0), drawn, jax.jit(jax.grad(exact))
+    )
+
+
+class _Kept(NamedTuple):
+    gradients: Any
+
+
+def _keep_gradients() -> optax.GradientTransformation:
+    """Passes gradients on, and keeps the last ones in its state to look at."""
+    return optax.GradientTransformation(
+        lambda params: _Kept(jax.tree.map(jnp.zeros_like, params)),
+        lambda updates, state, params=None: (updates, _Kept(updates)),
+    )
+
+
+def _assemble(kept: jax.Array, spec: P) -> np.ndarray:
+    """The mean over "data" of a leaf's shards, put together along "model"."""
+    mean = np.asarray(kept).mean(0)
+    if "model" not in spec:
+        return mean[0]
+    return np.concatenate(list(mean), axis=spec.index("model"))
