@@ -38,11 +38,11 @@ class Windows(NamedTuple):
             for (low, high), gap in zip(self.padding, self.dilation, strict=True)
         ]
         x = lax.pad(x, jnp.asarray(fill, x.dtype), edges)
-        # How far the last window's start lies from the first one's.
+        # How far a window's start can lie from the first one's.
         reach = [
-            (length - 1 - (size - 1) * dilation) // stride * stride
-            for length, size, dilation, stride in zip(
-                x.shape, self.size, self.window_dilation, self.strides, strict=True
+            length - 1 - (size - 1) * dilation
+            for length, size, dilation in zip(
+                x.shape, self.size, self.window_dilation, strict=True
             )
         ]
         found = []

@@ -52,7 +52,7 @@ def scores(loss, checkpoints, rates, train, test):
     return total
 
 
-def close(got, want, rtol=1e-4):
+def assert_close(got, want, rtol=1e-4):
     """Asserts equality up to a fraction of the largest score: these are differences."""
     want = np.asarray(want, np.float64)
     np.testing.assert_allclose(got, want, rtol=rtol, atol=rtol * np.abs(want).max())

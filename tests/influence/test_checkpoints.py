@@ -16,21 +16,21 @@ def at(k):
     return jax.tree.map(lambda x: x[k], TREE)
 
 
-def same(got, want):
+def assert_same(got, want):
     assert jax.tree.structure(got) == jax.tree.structure(want)
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
 def test_a_list_is_stacked():
-    same(stack_checkpoints([at(k) for k in range(3)], RATES)[0], TREE)
-    same(stack_checkpoints(TREE, RATES)[0], TREE)
+    assert_same(stack_checkpoints([at(k) for k in range(3)], RATES)[0], TREE)
+    assert_same(stack_checkpoints(TREE, RATES)[0], TREE)
 
 
 def test_a_list_holds_checkpoints_a_tuple_is_a_tree():
     layers = [(at(k)["w"], at(k)["b"]) for k in range(3)]
     params, _ = stack_checkpoints([[layer, layer] for layer in layers], RATES)
-    same(params, [(TREE["w"], TREE["b"])] * 2)
-    same(stack_checkpoints((TREE, TREE), RATES)[0], (TREE, TREE))
+    assert_same(params, [(TREE["w"], TREE["b"])] * 2)
+    assert_same(stack_checkpoints((TREE, TREE), RATES)[0], (TREE, TREE))
 
 
 @pytest.mark.filterwarnings("default")  # What orbax warns of is not ours.
@@ -39,9 +39,9 @@ def test_a_manager_in_the_order_of_its_steps(tmp_path):
         for step, k in ((7, 0), (30, 1), (200, 2)):
             manager.save(step, args=ocp.args.StandardSave(at(k)))
         manager.wait_until_finished()
-        same(stack_checkpoints(manager, RATES)[0], TREE)
+        assert_same(stack_checkpoints(manager, RATES)[0], TREE)
     with ocp.CheckpointManager(tmp_path) as reopened:
-        same(stack_checkpoints(reopened, RATES)[0], TREE)
+        assert_same(stack_checkpoints(reopened, RATES)[0], TREE)
 
 
 def test_learning_rates_may_be_traced():

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxmethods.influence import _chunks, aggregate, forms, self_influence, tracin
-from tests.influence.definition import build, close
+from tests.influence.definition import assert_close, build
 
 ALL = {"tracin": tracin, "aggregate": aggregate, "self_influence": self_influence}
 
@@ -97,14 +97,14 @@ def test_goldens(tag, shared, x64):
     train, test = (pick["x_train"], pick["y_train"]), (pick["x_test"], pick["y_test"])
     rates = jnp.asarray(data["lr"])
     got = tracin(loss)(params, rates, train, test)
-    close(got, data["influence"], 1e-9)
-    close(
+    assert_close(got, data["influence"], 1e-9)
+    assert_close(
         self_influence(loss)(params, rates, train), data["self_influence_train"], 1e-9
     )
     if tag != "txt":
         last = [max(k for k in params if k.endswith("weight"))]
         got = tracin(loss, where=[tuple(last)])(params, rates, train, test)
-        close(got, data["fast_influence"], 1e-9)
+        assert_close(got, data["fast_influence"], 1e-9)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -113,7 +113,7 @@ def test_disjoint_parameters_add_up(name):
     whole = call(name, *args)
     parts = [call(name, *args, where=[(k,)]) for k in ("k", "l")]
     rest = call(name, *args, where=lambda path: path == ("w",))
-    close(sum(parts) + rest, whole)
+    assert_close(sum(parts) + rest, whole)
     assert min(float(jnp.abs(p).max()) for p in (*parts, rest)) > 0
 
 
@@ -126,7 +126,7 @@ def test_linear_in_the_rates_and_their_derivative(name):
         return call(name, loss, checkpoints, rates, train, test)
 
     one, other = of_rates(jnp.asarray([1.0, 0.0])), of_rates(jnp.asarray([0.0, 1.0]))
-    close(of_rates(rates), rates[0] * one + rates[1] * other)
+    assert_close(of_rates(rates), rates[0] * one + rates[1] * other)
     slope = jax.grad(lambda r: of_rates(r).sum())(rates)
     np.testing.assert_allclose(slope, [one.sum(), other.sum()], rtol=1e-4)
 
@@ -139,7 +139,7 @@ def test_chunks_change_nothing(name, loss_name, monkeypatch):
     # Room for 5 of the smaller examples; then for one example at a time.
     for budget in (1500, 1):
         monkeypatch.setattr(_chunks, "BUDGET", budget)
-        close(call(name, *args), want, 1e-5)
+        assert_close(call(name, *args), want, 1e-5)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -147,13 +147,13 @@ def test_list_of_checkpoints_jit_and_vmap_over_models(name):
     loss, checkpoints, rates, train, test = build("dense")
     want = call(name, loss, checkpoints, rates, train, test)
     listed = [jax.tree.map(lambda x, k=k: x[k], checkpoints) for k in range(2)]
-    close(call(name, loss, listed, rates, train, test), want, 1e-6)
+    assert_close(call(name, loss, listed, rates, train, test), want, 1e-6)
     several = jax.tree.map(lambda x: jnp.stack([x, 0.5 * x]), checkpoints)
     mapped = jax.jit(jax.vmap(lambda c: call(name, loss, c, rates, train, test)))
     got = mapped(several)
-    close(got[0], want, 1e-5)
+    assert_close(got[0], want, 1e-5)
     half = jax.tree.map(lambda x: 0.5 * x, checkpoints)
-    close(got[1], call(name, loss, half, rates, train, test), 1e-5)
+    assert_close(got[1], call(name, loss, half, rates, train, test), 1e-5)
 
 
 @pytest.mark.parametrize("loss_name", ["dense", "convolutions_and_pools"])
@@ -169,9 +169,9 @@ def test_training_examples_over_devices(name, loss_name, monkeypatch):
 
     monkeypatch.setattr(_chunks, "BUDGET", 1000)  # Several chunks on each device.
     mapped = jax.shard_map(scored, mesh=mesh, in_specs=P("data"), out_specs=spec)
-    close(jax.jit(mapped)(train), want, 1e-5)
+    assert_close(jax.jit(mapped)(train), want, 1e-5)
     placed = jax.device_put(train, NamedSharding(mesh, P("data")))
-    close(jax.jit(scored)(placed), want, 1e-5)
+    assert_close(jax.jit(scored)(placed), want, 1e-5)
 
 
 def test_training_and_test_examples_over_two_mesh_axes():
@@ -185,7 +185,7 @@ def test_training_and_test_examples_over_two_mesh_axes():
         in_specs=(P("data"), P("test")),
         out_specs=P("test", "data"),
     )
-    close(jax.jit(mapped)(train, test), want, 1e-5)
+    assert_close(jax.jit(mapped)(train, test), want, 1e-5)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -208,7 +208,7 @@ def test_half_precision_is_summed_in_float32(name):
     got = call(name, loss, half[0], rates, *half[1:])
     assert got.dtype == jnp.float32
     # bfloat16 has 8 bits: the gradients are off by some of its steps.
-    close(got, call(name, loss, checkpoints, rates, train, test), 0.1)
+    assert_close(got, call(name, loss, checkpoints, rates, train, test), 0.1)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -221,7 +221,7 @@ def test_integer_and_unused_parameters_count_nothing(name):
 
     got = call(name, scaled, more, rates, train, test)
     second = jax.tree.map(lambda x: x[1:], checkpoints)
-    close(got, call(name, loss, second, rates[1:], train, test), 1e-5)
+    assert_close(got, call(name, loss, second, rates[1:], train, test), 1e-5)
     spare = call(name, loss, more, rates, train, test, where=[("spare",)])
     assert spare.shape == got.shape
     assert not spare.any()
