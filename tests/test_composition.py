@@ -75,7 +75,10 @@ def close(got, want, rtol=1e-4, atol=1e-5):
 
 def sketch_of_sketch():
     A = jax.random.normal(fresh(), (64, 3))
-    wide, narrow = sketch.sparse_stack(fresh(), 32, 64), sketch.countsketch(fresh(1), 8, 32)
+    wide, narrow = (
+        sketch.sparse_stack(fresh(), 32, 64),
+        sketch.countsketch(fresh(1), 8, 32),
+    )
     both = jax.jit(lambda A: (narrow @ wide) @ A)(A)
     close(both, narrow.dense() @ (wide.dense() @ A))
 

@@ -27,7 +27,8 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
         >>> ticks(0, 0.97)
         [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     """
-    span = (high - low) or 1.0
+    high = high if high > low else low + 1.0
+    span = high - low
     power = 10 ** math.floor(math.log10(span / wanted))
     step = min((m * power for m in (1, 2, 5, 10)), key=lambda s: abs(span / s - wanted))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

@@ -40,6 +40,11 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    _add_options(tour)
+    return parser
+
+
+def _add_options(tour: argparse.ArgumentParser) -> None:
     add = tour.add_argument
     standard = TourConfig()
     add("--data", type=Path, metavar="DIR", help="folder with MNIST's four idx files")
@@ -79,7 +84,6 @@ def _parser() -> argparse.ArgumentParser:
         help="devices along data x model (default: 4x2 of 8 virtual ones on a CPU)",
     )
     add("--quick", action="store_true", help="a short run to see that it works")
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -121,7 +125,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _prepare_devices() -> None:
     """Eight virtual devices on a CPU, unless the user set their number."""
-    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not chosen and jax.config.jax_num_cpu_devices < 0:
         jax.config.update("jax_num_cpu_devices", 8)
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     if jax.config.jax_compilation_cache_dir is None:

@@ -26,7 +26,7 @@ class TourConfig(NamedTuple):
     seed: int = 0
     steps: int | None = None
     eps: float = 0.1
-    batch: int = 128
+    batch: int = 64
     mesh: tuple[int, int] | None = None
     quick: bool = False
 
@@ -36,8 +36,8 @@ class TourConfig(NamedTuple):
         if self.steps is not None:
             return self.steps
         if self.quick:
-            return 60
-        return 600 if self.data is None else 1500
+            return 80
+        return 500 if self.data is None else 1500
 
 
 class Settled(NamedTuple):
@@ -69,10 +69,11 @@ def settle(config: TourConfig, num_devices: int) -> Settled:
             f"--mesh {mesh[0]}x{mesh[1]} needs {mesh[0] * mesh[1]} devices and "
             f"{num_devices} are there; choose a smaller one, such as 1x1."
         )
-    if config.batch < 1 or config.batch % mesh[0]:
+    count = mesh[0] * mesh[1]
+    if config.batch < 1 or config.batch % count:
         raise ValueError(
-            f"--batch {config.batch} does not divide over the {mesh[0]} data shards of "
-            f"the mesh {mesh[0]}x{mesh[1]}; wanted a multiple of {mesh[0]}."
+            f"--batch {config.batch} does not divide over the {count} devices of the "
+            f"mesh {mesh[0]}x{mesh[1]}; wanted a multiple of {count}."
         )
     _check_writable(config.out)
     split = load_digits() if config.data is None else load_mnist(config.data)

@@ -2,7 +2,11 @@
 
 import json
 import os
+import re
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,8 +61,10 @@ def run_tour(config: TourConfig) -> dict[str, Any]:
     setting, params = _set_up(settled)
     checkpoints = Checkpoints(config.out / "checkpoints", _identity(settled))
     try:
-        state, trained_s = _train(setting, params, checkpoints)
-        findings = _findings(setting, state, checkpoints)
+        with _left_exact() as exact:
+            state, trained_s = _train(setting, params, checkpoints)
+            findings = _findings(setting, state, checkpoints)
+        findings["gradient"]["left_exact"] = sorted(exact)
         findings["machine"] = _machine(began, trained_s)
         write_report(config.out, findings)
         print_summary(findings, config.out)
@@ -66,6 +72,25 @@ def run_tour(config: TourConfig) -> dict[str, Any]:
     finally:
         checkpoints.close()
     return findings
+
+
+@contextmanager
+def _left_exact() -> Iterator[set[str]]:
+    """Collects what `fqt` warns of, for the report, in place of the terminal."""
+    told: set[str] = set()
+    show = warnings.showwarning
+
+    def collect(message: Any, category: Any, *where: Any, **options: Any) -> None:
+        text = str(message)
+        if text.startswith("quantize: "):
+            told.add(re.sub(r"at \S*/", "at ", text.removeprefix("quantize: ")))
+        else:
+            show(message, category, *where, **options)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", message="quantize: ")
+        warnings.showwarning = collect
+        yield told
 
 
 def _set_up(settled: Settled) -> tuple[_Setting, Any]:

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 
 
 class DigitNet(nn.Module):
-    """Convolutions of 16 and 32 features, 256 hidden units, ten logits.
+    """Convolutions of 16 and 32 features, 128 hidden units, ten logits.
 
     The first convolution keeps images of up to 8 pixels whole and halves larger ones;
     the second halves. Input (height, width, channels), output (10,).
     """
 
-    hidden: int = 256
+    hidden: int = 128
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

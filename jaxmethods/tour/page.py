@@ -207,6 +207,7 @@ def _gradients(findings: Mapping[str, Any]) -> str:
             "an unbiased estimator shows about noise / draws as bias."
         ),
         table(("parameter", "noise", "bias", "noise / draws"), rows),
+        *(paragraph(f"Left exact: {text}.") for text in gradient["left_exact"]),
     )
 
 
