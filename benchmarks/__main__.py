@@ -4,6 +4,8 @@ import argparse
 import importlib
 from pathlib import Path
 
+import jax
+
 from .harness import machine, save, table
 
 NOT_AREAS = ("__init__", "__main__", "harness")
@@ -26,6 +28,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
+    jax.config.update("jax_num_cpu_devices", 8)  # for the benchmarks of shard
     print(machine())
     for area in AREAS if "all" in options.areas else options.areas:
         rows = importlib.import_module(f"benchmarks.{area}").run(options.quick)

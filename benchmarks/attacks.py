@@ -1,6 +1,6 @@
 """Gradient attacks beside a host loop over the jitted step.
 
-    python -m benchmarks.attacks [--quick]
+    python -m benchmarks attacks [--quick]
 
 Task: PGD on 512 images (28, 28, 1), 40 steps, float32, a net of two strided
 convolutions (16 of 5x5, 32 of 3x3) and a dense layer. Images and weights are drawn at
@@ -22,10 +22,7 @@ Last result (2 shared cores of an Intel Xeon, jax 0.10.2; seconds, ratio to the 
     pgd l2, plain fori_loop                   4.84   3.676           0.33
 """
 
-import argparse
 import functools
-import statistics
-import time
 from collections.abc import Callable
 
 import jax
@@ -34,7 +31,8 @@ from jax import lax
 
 from jaxmethods.robust import pgd
 
-Row = dict[str, str | float]
+from .harness import compare
+
 EPS, STEP_SIZE = 0.1, 0.01
 
 
@@ -117,59 +115,15 @@ def attacks(params, x, y, steps: int, norm: str) -> dict[str, Callable]:
     }
 
 
-def seconds(call: Callable) -> float:
-    """Wall time of one call."""
-    start = time.perf_counter()
-    jax.block_until_ready(call())
-    return time.perf_counter() - start
-
-
-def compare(name: str, ours: Callable, peer: Callable, repeats: int) -> Row:
-    """Medians over interleaved pairs; the ratio is the median of the pairs' ratios."""
-    first, peer_first = seconds(ours), seconds(peer)
-    pairs = [(seconds(ours), seconds(peer)) for _ in range(repeats)]
-    ratios = sorted(mine / theirs for mine, theirs in pairs)
-    ours_s, peer_s = (statistics.median(column) for column in zip(*pairs, strict=True))
-    return {
-        "name": name,
-        "ours_s": ours_s,
-        "peer_s": peer_s,
-        "ratio": statistics.median(ratios),
-        "ratio_min": ratios[0],
-        "ratio_max": ratios[-1],
-        "compile_s": max(first - ours_s, 0.0),
-        "peer_compile_s": max(peer_first - peer_s, 0.0),
-    }
-
-
-def run(quick: bool) -> list[Row]:
+def run(quick: bool) -> list[dict]:
     """One row a way of calling; `quick` attacks 256 images, in linf only."""
-    batch, steps, repeats = (256, 40, 5) if quick else (512, 40, 7)
+    batch, steps = (256, 40) if quick else (512, 40)
     params, x, y = problem(batch)
     rows = []
     for norm in ("linf",) if quick else ("linf", "l2"):
         by_hand = hand_written(params, x, y, steps, norm)
-        floor = by_hand.pop("floor")
-        seconds(floor)
-        floor_s = statistics.median(seconds(floor) for _ in range(5))
-        peer = by_hand.pop("peer")
-        if quick:
-            by_hand.clear()
-        for name, call in (attacks(params, x, y, steps, norm) | by_hand).items():
-            row = compare(f"pgd {norm}, {name}", call, peer, repeats)
-            rows.append(row | {"floor_s": floor_s})
+        others = {label: by_hand.pop(label) for label in ("peer", "floor")}
+        calls = attacks(params, x, y, steps, norm)
+        for name, call in (calls if quick else calls | by_hand).items():
+            rows.append(compare(f"pgd {norm}, {name}", ours=call, **others))
     return rows
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="256 images, linf only")
-    columns = ("ours_s", "peer_s", "floor_s", "ratio", "ratio_min", "ratio_max")
-    columns += ("compile_s", "peer_compile_s")
-    print(f"{'':38}", *(f"{column:>14}" for column in columns))
-    for row in run(parser.parse_args().quick):
-        print(f"{row['name']:38}", *(f"{row[column]:14.3f}" for column in columns))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,8 @@
 """Times functions side by side: warm, interleaved, blocked on, as ratios.
 
-An area's module has `run(quick) -> list[Row]`; `race` times its contestants in turns
+An area's module has `run(quick) -> list of rows`; a row is a dict with `name`, the
+seconds `ours_s`, `peer_s`, `floor_s` (a peer or a floor may be missing), the `ratio` of
+ours to the peer, and whatever else was measured. `race` times contestants in turns
 within one process, so that a ratio does not depend on what else the machine does.
 """
 
@@ -17,30 +19,12 @@ import numpy as np
 
 
 class Timing(NamedTuple):
-    """Seconds of one contestant: first call, then median, least and CPU time warm."""
+    """Seconds of one contestant: its first call, then each round and their medians."""
 
     first_s: float
+    rounds_s: tuple[float, ...]
     median_s: float
-    least_s: float
     cpu_s: float
-
-
-class Row(NamedTuple):
-    """One line of a table: ours beside its best peer and the floor.
-
-    Attributes:
-        name: What was computed, with its size.
-        ours: Our timing.
-        peer: The peer's name and timing, or None.
-        floor: The floor's name and timing, or None.
-        note: Anything else that was measured, with its unit.
-    """
-
-    name: str
-    ours: Timing
-    peer: tuple[str, Timing] | None = None
-    floor: tuple[str, Timing] | None = None
-    note: str = ""
 
 
 def _once(fn: Callable[[], Any]) -> tuple[float, float]:
@@ -69,8 +53,8 @@ def race(
     return {
         name: Timing(
             first[name],
+            tuple(wall for wall, _ in times),
             float(np.median([wall for wall, _ in times])),
-            min(wall for wall, _ in times),
             float(np.median([cpu for _, cpu in times])),
         )
         for name, times in taken.items()
@@ -87,38 +71,45 @@ def machine() -> str:
     )
 
 
-def table(rows: Sequence[Row]) -> str:
-    """The rows as text: milliseconds, and ratios to peer and floor."""
-    head = ("benchmark", "ours ms", "peer", "peer ms", "ours/peer", "floor", "floor ms")
-    lines = [head]
+def compare(
+    name: str, *, rounds: int = 7, **contestants: Callable[[], Any]
+) -> dict[str, Any]:
+    """Races `ours` against `peer` and `floor`, where given; returns a row.
+
+    The ratio is the median of the rounds' own ratios, with its extremes beside it.
+    """
+    taken = race(contestants, rounds=rounds)
+    row: dict[str, Any] = {"name": name}
+    row |= {f"{label}_s": timing.median_s for label, timing in taken.items()}
+    row["first_s"] = taken["ours"].first_s
+    if "peer" in taken:
+        both = zip(taken["ours"].rounds_s, taken["peer"].rounds_s, strict=True)
+        ratios = [ours / peer for ours, peer in both]
+        row |= {"ratio": float(np.median(ratios))}
+        row |= {"ratio_min": min(ratios), "ratio_max": max(ratios)}
+    return row
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as text, times in milliseconds; a dash where nothing was measured."""
+    columns = ("ours_s", "peer_s", "floor_s", "first_s", "ratio")
+    lines = [("benchmark", "ours ms", "peer ms", "floor ms", "first ms", "ours/peer")]
     for row in rows:
-        peer, floor = row.peer, row.floor
-        lines.append(
-            (
-                row.name + (f"  [{row.note}]" if row.note else ""),
-                f"{1e3 * row.ours.median_s:.3g}",
-                peer[0] if peer else "-",
-                f"{1e3 * peer[1].median_s:.3g}" if peer else "-",
-                f"{row.ours.median_s / peer[1].median_s:.3g}" if peer else "-",
-                floor[0] if floor else "-",
-                f"{1e3 * floor[1].median_s:.3g}" if floor else "-",
-            )
-        )
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        cells = [row["name"]]
+        for column in columns:
+            scale = 1 if column == "ratio" else 1e3
+            value = row.get(column)
+            cells.append("-" if value is None else f"{scale * value:.3g}")
+        lines.append(tuple(cells))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join(
         "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
 
 
-def _plain(value: Any) -> Any:
-    if hasattr(value, "_asdict"):
-        return {k: _plain(v) for k, v in value._asdict().items()}
-    return list(map(_plain, value)) if isinstance(value, tuple) else value
-
-
-def save(path: Path, area: str, rows: Sequence[Row]) -> None:
+def save(path: Path, area: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes the rows of an area as JSON, with the machine line."""
-    content = {"area": area, "machine": machine(), "rows": [_plain(r) for r in rows]}
+    content = {"area": area, "machine": machine(), "rows": list(rows)}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")

@@ -1,6 +1,6 @@
 """TracIn and self-influence beside materialised per-example gradients.
 
-    python -m benchmarks.influence [--quick]
+    python -m benchmarks influence [--quick]
 
 All contestants are exact, jitted, float32, on 5 checkpoints. The MLP is 784-256-128-10
 (235,146 weights); the CNN two 3x3 convolutions of 16 and 32 channels, each before a
@@ -28,7 +28,6 @@ examples:
     aggregate, linen CNN, 1,500           0.386     6.839     0.056     0.184     1.847
 """
 
-import argparse
 from collections.abc import Callable
 from functools import partial
 
@@ -37,8 +36,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from benchmarks.harness import race
 from jaxmethods.influence import aggregate, self_influence, tracin
+
+from .harness import race
 
 NUM_CHECKPOINTS, NUM_TEST, CHUNK, ROUNDS = 5, 100, 100, 5
 MLP = {"w0": (784, 256), "b0": (256,), "w1": (256, 128), "b1": (128,)}
@@ -200,16 +200,3 @@ def run(quick: bool) -> list[dict]:
             row = compare(title, loss, params, ours, by_hand, *sets, share=share)
             rows.append(row)
     return rows
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer examples")
-    columns = ("ours_s", "peer_s", "ratio", "floor_s", "first_s")
-    print(f"{'':36}", *(f"{column:>9}" for column in columns))
-    for row in run(parser.parse_args().quick):
-        print(f"{row['name']:36}", *(f"{row[column]:9.3f}" for column in columns))
-
-
-if __name__ == "__main__":
-    main()

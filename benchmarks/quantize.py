@@ -1,6 +1,6 @@
 """Gradient quantizers beside their peers and beside a copy of the matrix.
 
-    python -m benchmarks.quantize [--quick]
+    python -m benchmarks quantize [--quick]
 
 Every row rounds a float32 matrix to 5 bits (8 beside qwix) by chance and returns it
 dequantized. The peer of "by hand" rows is PSQ as one writes it, with
@@ -28,10 +28,7 @@ Last result (2 cores of an Intel Xeon, jax 0.10.2, others at work on them), in m
     psq 128 x 32768, qwix           6.74    61.60     1.78   ratio 0.11
 """
 
-import argparse
 import importlib.util
-import statistics
-import time
 from collections.abc import Callable
 
 import jax
@@ -39,6 +36,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmethods.quantize import bhq, psq, ptq
+
+from .harness import compare
 
 _ROUNDS = 15
 _BITS = 5
@@ -95,29 +94,7 @@ def qwix_rows() -> Callable:
 
 def row(name: str, q: Callable, peer: Callable | None, x: jax.Array) -> dict:
     key, ours, copy = jax.random.key(0), jax.jit(q), jax.jit(lambda x: x + 1)
-    calls = {"ours_s": lambda: ours(key, x), "floor_s": lambda: copy(x)}
+    contestants = {"ours": lambda: ours(key, x), "floor": lambda: copy(x)}
     if peer is not None:
-        calls["peer_s"] = lambda: peer(key, x)
-    seconds = {label: [] for label in calls}
-    for _ in range(_ROUNDS + 1):  # the first round warms up
-        for label, call in calls.items():
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            seconds[label].append(time.perf_counter() - start)
-    median = {label: statistics.median(spent[1:]) for label, spent in seconds.items()}
-    ratio = median["ours_s"] / median["peer_s"] if peer is not None else None
-    return {"name": name, "peer_s": None, **median, "ratio": ratio}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="smaller matrices")
-    for r in run(parser.parse_args().quick):
-        peer = f"{1e3 * r['peer_s']:8.2f}" if r["peer_s"] else " " * 7 + "-"
-        ratio = f"   ratio {r['ratio']:.2f}" if r["ratio"] else ""
-        spent = f"{1e3 * r['ours_s']:8.2f} {peer} {1e3 * r['floor_s']:8.2f}"
-        print(f"{r['name']:30s} ours, peer, floor {spent} ms{ratio}")
-
-
-if __name__ == "__main__":
-    main()
+        contestants["peer"] = lambda: peer(key, x)
+    return compare(name, rounds=_ROUNDS, **contestants)

@@ -1,6 +1,6 @@
 """Sketching operators beside scipy's sparse product and beside one read of A.
 
-    python -m benchmarks.sketch [--quick]
+    python -m benchmarks sketch [--quick]
 
 Every row is a product with a matrix of d = 100 float32 columns. `ours_s` draws the
 operator from its key inside the timed call; the peer, scipy's csc product on one
@@ -21,9 +21,6 @@ Last result, n = 1e6, m = 1000, 2 cores of a Xeon that had other work, in ms:
     given buckets, k = 4       140     72      26
 """
 
-import argparse
-import statistics
-import time
 from collections.abc import Callable
 
 import jax
@@ -33,7 +30,8 @@ import scipy.sparse
 
 from jaxmethods.sketch import SparseColumns, countsketch, sparse_stack
 
-_ROUNDS = 7
+from .harness import compare
+
 _NUM_ROWS, _WIDTH = 1000, 100
 
 
@@ -71,7 +69,12 @@ def forward_row(name: str, ours: Callable, S, A: jax.Array, first=None) -> dict:
     csc, host = as_scipy(S.explicit()), np.asarray(A)
     np.testing.assert_allclose(ours(first, A), csc @ host, rtol=1e-3, atol=1e-2)
     read = jax.jit(jnp.sum)
-    return row(name, lambda: ours(first, A), lambda: csc @ host, lambda: read(A))
+    return compare(
+        name,
+        ours=lambda: ours(first, A),
+        peer=lambda: csc @ host,
+        floor=lambda: read(A),
+    )
 
 
 def transpose_row(name: str, S, Y: jax.Array, n: int, k: int) -> dict:
@@ -80,7 +83,12 @@ def transpose_row(name: str, S, Y: jax.Array, n: int, k: int) -> dict:
     np.testing.assert_allclose(ours(S.key, Y), csr @ host, rtol=1e-3, atol=1e-3)
     fill = jax.jit(lambda value: jnp.full((n, _WIDTH), value))
     one = jnp.float32(1)
-    return row(name, lambda: ours(S.key, Y), lambda: csr @ host, lambda: fill(one))
+    return compare(
+        name,
+        ours=lambda: ours(S.key, Y),
+        peer=lambda: csr @ host,
+        floor=lambda: fill(one),
+    )
 
 
 def as_scipy(S: SparseColumns) -> scipy.sparse.csc_matrix:
@@ -90,27 +98,3 @@ def as_scipy(S: SparseColumns) -> scipy.sparse.csc_matrix:
     value = (np.asarray(S.sign, np.float32) / np.sqrt(k)).astype(np.float32).T.ravel()
     pointer = np.arange(0, k * n + 1, k, dtype=np.int32)
     return scipy.sparse.csc_matrix((value, index, pointer), shape=S.shape)
-
-
-def row(name: str, ours: Callable, peer: Callable, floor: Callable) -> dict:
-    calls = {"ours_s": ours, "peer_s": peer, "floor_s": floor}
-    seconds = {label: [] for label in calls}
-    for _ in range(_ROUNDS + 1):  # the first round warms up
-        for label, call in calls.items():
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            seconds[label].append(time.perf_counter() - start)
-    median = {label: statistics.median(spent[1:]) for label, spent in seconds.items()}
-    return {"name": name, **median, "ratio": median["ours_s"] / median["peer_s"]}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a tenth of the rows")
-    for r in run(parser.parse_args().quick):
-        spent = f"{r['ours_s']:8.4f} {r['peer_s']:8.4f} {r['floor_s']:8.4f}"
-        print(f"{r['name']:32s} ours, peer, floor {spent} s   ratio {r['ratio']:.2f}")
-
-
-if __name__ == "__main__":
-    main()

@@ -20,9 +20,10 @@ import jax.numpy as jnp
 from ..core import Node, Variable
 from ..core._affine import is_affine
 from ._flow import Flow, floating
-from ._planes import Lines, Relaxation
-from ._rows import Dense, Diagonal, Rows, add, both_signs, dense, inner, through_affine
+from ._planes import Lines
+from ._rows import Diagonal, Rows, add, both_signs, inner, negated, with_values
 from ._sets import Bounds
+from ._through import through_affine, through_lines, through_planes
 
 
 @dataclass
@@ -75,7 +76,7 @@ def backward(flow: Flow, start: Variable, side: str) -> Pass:
 
 def _account_for_rounding(flow: Flow, state: Pass, v: Variable, rows: Rows) -> None:
     terms, error = flow.magnitudes[v]
-    absolute = type(rows)(jnp.abs(rows.values))
+    absolute = with_values(rows, jnp.abs(rows.values))
     state.slack = state.slack + error * jax.lax.stop_gradient(inner(absolute, terms))
 
 
@@ -100,52 +101,24 @@ def _through_affine(
 
 
 def _through_nonlinear(flow: Flow, state: Pass, node: Node, rows: Rows) -> None:
-    relaxation = flow.relaxations[node]
-    below, bias = through_relaxation(node, relaxation, dense(rows))
+    relaxation, inputs = flow.relaxations[node], floating(node)
+    if isinstance(relaxation, Lines):  # which account for rounding themselves
+        found, bias = through_lines(relaxation, rows)
+        below: list[Rows | None] = [found]
+    else:
+        below, bias = through_planes(relaxation, rows, inputs)
+        for v, r in zip(inputs, below, strict=True):
+            if r is not None:
+                _account_for_rounding(flow, state, v, r)
     state.bias = state.bias + bias
-    for v, values in zip(floating(node), below, strict=True):
-        if values is not None:
-            if not isinstance(relaxation, Lines):  # lines hold this account themselves
-                _account_for_rounding(flow, state, v, Dense(values))
-            state.rows[v] = add(state.rows.get(v), Dense(values))
-
-
-def through_relaxation(
-    node: Node, relaxation: Relaxation, rows: Any
-) -> tuple[list[Any], Any]:
-    """Rows (R, *shape) of a nonlinear node's output, replaced by its planes.
-
-    Where a coefficient is positive the lower plane stands for the node, where it is
-    negative the upper one; where it is zero neither, so that 0 times infinity is 0.
-
-    Returns:
-        The rows of each floating operand (None: no part), and the bias (R,).
-    """
-    positive, negative = rows > 0, rows < 0
-    low, high = relaxation.lower_bias[None], relaxation.upper_bias[None]
-    bias = rows * jnp.where(positive, low, jnp.where(negative, high, 0))
-    total = jnp.sum(bias, axis=tuple(range(1, rows.ndim)))
-    if isinstance(relaxation, Lines):
-        lower, upper = relaxation.lower_slope[None], relaxation.upper_slope[None]
-        return [rows * jnp.where(positive, lower, upper)], total
-    inputs = floating(node)
-    below: list[Any] = [None] * len(inputs)
-    for linear, part in (
-        (relaxation.lower_map, jnp.where(positive, rows, 0)),
-        (relaxation.upper_map, jnp.where(negative, rows, 0)),
-    ):
-        if linear is None:
-            continue
-        transpose = jax.linear_transpose(linear, *(v.aval for v in inputs))
-        found = jax.vmap(transpose)(part)
-        below = [f if b is None else b + f for b, f in zip(below, found, strict=True)]
-    return below, total
+    for v, r in zip(inputs, below, strict=True):
+        if r is not None:
+            state.rows[v] = add(state.rows.get(v), r)
 
 
 def concretize(flow: Flow, state: Pass, start: Variable, side: str) -> Bounds:
     """The interval of `start` that a pass proves; infinite on a side not asked for."""
-    below = {v: dense(r) for v, r in state.rows.items()}
-    least = state.bias - state.slack + flow.region.minimum(below)
+    least = state.bias - state.slack + flow.region.minimum(state.rows)
     missing = jnp.full(start.shape, jnp.inf, start.dtype)
     if side == "lower":
         return Bounds(least.reshape(start.shape), missing)
@@ -154,7 +127,7 @@ def concretize(flow: Flow, state: Pass, start: Variable, side: str) -> Bounds:
     if state.parted:
         lower, upper = jnp.split(least, 2)
     else:
-        opposite = {v: -r for v, r in below.items()}
+        opposite = {v: negated(r) for v, r in state.rows.items()}
         lower = least
         upper = -state.bias - state.slack + flow.region.minimum(opposite)
     return Bounds(lower.reshape(start.shape), -upper.reshape(start.shape))

@@ -4,11 +4,10 @@ XLA's CPU backend transposes a strided convolution over an input filled up with 
 4 times slower than the convolution itself at stride 2, and takes 40 times longer for
 the derivative of that in the kernel. Here the taps that share a phase of the stride
 form a kernel of their own, all phases run as one convolution of stride 1, and their
-outputs are interleaved. In reverse mode the derivative in the cotangent is the
-convolution itself, that in the kernel one matrix product for each tap of a phase.
+outputs are interleaved. The rule for derivatives is written so that reverse mode, which
+transposes it, comes to the convolution itself and to its own derivative in the kernel.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -42,38 +41,36 @@ def transposed_convolution(node: Node) -> Callable[[Any], Any]:
 
     @jax.custom_jvp
     def transpose(kernel: Any, cotangent: Any) -> Any:
-        return _by_phases(node, image, kernel, cotangent, _as_convolution)
+        return _by_phases(node, image, kernel, cotangent)
 
     def derivative(primals: Any, tangents: Any) -> tuple[Any, Any]:
         kernel, cotangent = primals
         in_kernel, in_cotangent = tangents
         out = transpose(kernel, cotangent)
+
+        def to_kernel(x: Any) -> Any:
+            convolve = jax.linear_transpose(lambda k: node.evaluate(x, k)[0], kernel)
+            return convolve(cotangent)[0]
+
         total = jnp.zeros_like(out)
         if not isinstance(in_cotangent, SymbolicZero):
             convolve = jax.linear_transpose(lambda x: node.evaluate(x, kernel)[0], out)
             total = total + convolve(in_cotangent)[0]
         if not isinstance(in_kernel, SymbolicZero):
-            products = _as_matrix_products
-            total = total + _by_phases(node, image, in_kernel, cotangent, products)
+            total = total + jax.linear_transpose(to_kernel, out)(in_kernel)[0]
         return out, total
 
     transpose.defjvp(derivative, symbolic_zeros=True)
     return lambda cotangent: transpose(kernel, cotangent)
 
 
-def _by_phases(
-    node: Node,
-    image: Variable,
-    kernel: Any,
-    cotangent: Any,
-    product: Callable[..., Any],
-) -> Any:
+def _by_phases(node: Node, image: Variable, kernel: Any, cotangent: Any) -> Any:
     """The transpose in the layout (N, *sizes, C), with kernels (*sizes, out, in)."""
     numbers, strides = node.params["dimension_numbers"], node.params["window_strides"]
     batch, features, *spatial = numbers.out_spec
     cotangent = cotangent.transpose(batch, *spatial, features)
     kernel = kernel.transpose(*numbers.rhs_spec[2:], *numbers.rhs_spec[:2])
-    full = _interleave(product(cotangent, _phase_kernel(kernel, strides)), strides)
+    full = _interleave(_convolve(cotangent, _phase_kernel(kernel, strides)), strides)
     batch, features, *spatial = numbers.lhs_spec
     edges = [
         (-low, image.shape[i] + low - have, 0)
@@ -86,8 +83,8 @@ def _by_phases(
     return out.transpose([order.index(i) for i in range(out.ndim)])
 
 
-def _as_convolution(cotangent: Any, kernel: Any) -> Any:
-    """sum_t cotangent[a - t] kernel[t], as a convolution of stride 1."""
+def _convolve(cotangent: Any, kernel: Any) -> Any:
+    """sum_t cotangent[a - t] kernel[t], with the sizes of a full convolution."""
     *num_taps, _, _ = kernel.shape
     count = len(num_taps)
     last = (0, count + 1, *range(1, count + 1))
@@ -100,17 +97,6 @@ def _as_convolution(cotangent: Any, kernel: Any) -> Any:
         dimension_numbers=numbers,
         precision=lax.Precision.HIGHEST,
     )
-
-
-def _as_matrix_products(cotangent: Any, kernel: Any) -> Any:
-    """The same, tap by tap: reverse mode turns each into one matrix product."""
-    *num_taps, _, _ = kernel.shape
-    zero, total = jnp.zeros((), cotangent.dtype), 0.0
-    for tap in itertools.product(*map(range, num_taps)):
-        part = jnp.matmul(cotangent, kernel[tap], precision=lax.Precision.HIGHEST)
-        edges = [(t, m - 1 - t, 0) for t, m in zip(tap, num_taps, strict=True)]
-        total = total + lax.pad(part, zero, [(0, 0, 0), *edges, (0, 0, 0)])
-    return total
 
 
 def _phase_kernel(kernel: Any, strides: Sequence[int]) -> Any:

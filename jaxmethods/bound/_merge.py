@@ -17,14 +17,15 @@ from jax import lax
 from ..core import Graph, Node, Variable
 from ..core._affine import is_affine, is_bilinear, offset
 from ._rounding import SUMS
-from ._rows import Diagonal, dense, inner, through_affine
+from ._rows import Diagonal, Rows, inner
+from ._through import through_affine
 
 
 class _Merged(NamedTuple):
     """A linear function, rows (R, *shape) and bias (R,), of one variable."""
 
     variable: Variable
-    rows: Any
+    rows: Rows
     bias: Any
     num_absorbed: int
 
@@ -70,7 +71,7 @@ def _absorb(found: _Merged, producers: dict[Variable, Node]) -> _Merged:
             return found
         if len(node.variables) != 1 or len(node.outputs) != 1:
             return found
-        num_rows = dense(found.rows).shape[0]
+        num_rows = found.rows.dense().shape[0]
         weights = [a.size for a in node.inputs if not isinstance(a, Variable)]
         is_layer = node.name in ("dot_general", "conv_general_dilated")
         if is_layer and num_rows * node.variables[0].aval.size > weights[0]:
@@ -86,7 +87,7 @@ def _absorb(found: _Merged, producers: dict[Variable, Node]) -> _Merged:
 
 def _product(node: Node, found: _Merged) -> Iterable[Node]:
     """The merged matrix times the variable that it reads now."""
-    rows = dense(found.rows)
+    rows = found.rows.dense()
     axes = tuple(range(rows.ndim - 1))
     numbers = ((tuple(i + 1 for i in axes), axes), ((), ()))
     yield from _with_bias(node, (rows, found.variable), numbers, found.bias)
@@ -107,7 +108,7 @@ def _product_of_two(node: Node, last: Node, found: _Merged) -> Iterable[Node]:
     (x_axes, w_axes), _ = last.params["dimension_numbers"]
     free = tuple(i for i in range(len(weights.shape)) if i not in w_axes)
     num_rows = math.prod(node.outputs[0].shape)
-    rows = dense(found.rows).reshape(num_rows, *(weights.shape[i] for i in free))
+    rows = found.rows.dense().reshape(num_rows, *(weights.shape[i] for i in free))
     numbers = ((tuple(range(1, rows.ndim)), free), ((), ()))
     shape = (num_rows, *(weights.shape[i] for i in sorted(w_axes)))
     merged = Variable(weights.aval.update(shape=shape))

@@ -19,7 +19,6 @@ from ._flow import (
     start,
     visit,
 )
-from ._rows import dense
 from ._sets import Bounds
 from ._trace import trace
 
@@ -159,5 +158,5 @@ def _planes(flow: Flow, atom: Any) -> LinearBounds:
 
 def _slope(state: Pass, x: Variable, atom: Variable) -> jax.Array:
     if x in state.rows:
-        return dense(state.rows[x])
+        return state.rows[x].dense()
     return jnp.zeros((state.bias.size, *x.shape), x.dtype)

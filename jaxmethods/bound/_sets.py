@@ -5,6 +5,7 @@ A set stands where an array or a pytree would. Every set answers three questions
 interval round each of its arrays; `minimum`, the least value of a linear function.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core import check_choice, check_floating, check_nonnegative, is_concrete
+from ._rows import Rows, extreme, folded, inner
 
 NORMS = (1, 2, np.inf)
 
@@ -87,21 +89,21 @@ class Ball:
             ends.append(Bounds(center - spread, center + spread))
         return ends
 
-    def minimum(self, rows: Sequence[jax.Array]) -> jax.Array:
+    def minimum(self, rows: Sequence[Rows | None]) -> jax.Array:
         """The least value over the ball of linear functions, by the dual norm.
 
         Args:
-            rows: For each array of the ball, coefficients (R, *shape).
+            rows: For each array of the ball its coefficients, or None for zero.
 
         Returns:
-            Shape (R,).
+            One number a row.
         """
         if self.p == jnp.inf:
             return _minimum_of_box(rows, self.hull())
         centers = jax.tree.leaves(self.placeholder)
-        middle = sum(_inner(a, c[None]) for a, c in zip(rows, centers, strict=True))
-        flat = jnp.concatenate([a.reshape(a.shape[0], -1) for a in rows], axis=1)
-        return middle - self.radius * dual_norm(flat, self.p)
+        pairs = [(r, c) for r, c in zip(rows, centers, strict=True) if r is not None]
+        middle = sum(inner(r, c) for r, c in pairs)
+        return middle - self.radius * _dual_norm([r for r, _ in pairs], self.p)
 
 
 @jax.tree_util.register_dataclass
@@ -159,7 +161,7 @@ class Box:
             for a, b in zip(low, high, strict=True)
         ]
 
-    def minimum(self, rows: Sequence[jax.Array]) -> jax.Array:
+    def minimum(self, rows: Sequence[Rows | None]) -> jax.Array:
         """The least value over the box of linear functions; see `Ball.minimum`."""
         return _minimum_of_box(rows, self.hull())
 
@@ -172,34 +174,28 @@ def is_set(x: Any) -> bool:
     return isinstance(x, Ball | Box)
 
 
-def dual_norm(rows: jax.Array, p: float) -> jax.Array:
-    """The norm dual to p = 1 or 2 of the rows of a matrix (R, n), differentiable at 0.
-
-    Returns:
-        Shape (R,): max |a| for p = 1, the Euclidean length for p = 2.
-    """
-    if p == 1:
-        return jnp.max(jnp.abs(rows), axis=-1, initial=0.0)
-    return safe_sqrt(jnp.sum(rows * rows, axis=-1))
-
-
 def safe_sqrt(x: jax.Array) -> jax.Array:
     """The square root, with derivative 0 instead of infinity at 0."""
     positive = x > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
 
 
-def _minimum_of_box(rows: Sequence[jax.Array], ends: Sequence[Bounds]) -> jax.Array:
-    corners = (
-        jnp.where(a > 0, b.lower[None], b.upper[None])
-        for a, b in zip(rows, ends, strict=True)
-    )
-    return sum(_inner(a, x) for a, x in zip(rows, corners, strict=True))
+def _dual_norm(rows: Sequence[Rows], p: float) -> jax.Array:
+    """The norm dual to p = 1 or 2 of rows over several arrays: shape (R,)."""
+    if p == 1:
+        return functools.reduce(
+            jnp.maximum, (folded(r, jnp.abs, _largest) for r in rows)
+        )
+    return safe_sqrt(sum(folded(r, jnp.square, jnp.sum) for r in rows))
 
 
-def _inner(rows: jax.Array, x: jax.Array) -> jax.Array:
-    """The product of each row (R, *shape) with its own or with one value."""
-    return jnp.sum(rows * x, axis=tuple(range(1, rows.ndim)))
+def _largest(x: jax.Array, axis: Any) -> jax.Array:
+    return jnp.max(x, axis=axis, initial=0.0)
+
+
+def _minimum_of_box(rows: Sequence[Rows | None], ends: Sequence[Bounds]) -> jax.Array:
+    pairs = zip(rows, ends, strict=True)
+    return sum(extreme(r, b.lower, b.upper) for r, b in pairs if r is not None)
 
 
 def _check_finite(x: Any, name: str) -> None:

@@ -14,8 +14,8 @@ from ..core._affine import is_affine
 from ._interval import absolute
 from ._products import outer
 from ._rounding import largest, num_terms, unit
-from ._rows import ELEMENTWISE, RESHAPED
 from ._sets import Ball, Bounds, safe_sqrt
+from ._through import ELEMENTWISE, RESHAPED
 from ._trace import Region
 
 # Every output is one entry of an input, and no entry comes twice.

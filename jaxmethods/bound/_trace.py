@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from ..core import Graph, Variable, flatten
 from ._prepare import prepare
+from ._rows import Rows
 from ._sets import Bounds, Set, is_set
 
 
@@ -25,26 +25,19 @@ class Region(NamedTuple):
             for v, ends in zip(held, s.hull(), strict=True)
         }
 
-    def minimum(self, rows: dict[Variable, jax.Array]) -> jax.Array | float:
+    def minimum(self, rows: dict[Variable, Rows]) -> jax.Array | float:
         """The least value over all sets of linear functions of the inputs.
 
         Args:
-            rows: Coefficients (R, *shape) of the inputs that occur.
+            rows: The coefficients of the inputs that occur.
 
         Returns:
-            Shape (R,), or 0.0 where no input occurs.
+            One number a row; 0.0 where no input occurs.
         """
         total: jax.Array | float = 0.0
         for s, held in zip(self.sets, self.variables, strict=True):
-            if not any(v in rows for v in held):
-                continue
-            size = next(rows[v].shape[0] for v in held if v in rows)
-            total += s.minimum(
-                [
-                    rows[v] if v in rows else jnp.zeros((size, *v.shape), v.dtype)
-                    for v in held
-                ]
-            )
+            if any(v in rows for v in held):
+                total += s.minimum([rows.get(v) for v in held])
         return total
 
 

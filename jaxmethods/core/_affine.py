@@ -151,13 +151,21 @@ def offset(node: Node) -> list[Any] | None:
         return None
     where = _variable_positions(node)
     operands = [
-        _zeros(atom) if i in where else atom for i, atom in enumerate(node.inputs)
+        zeros_of(atom) if i in where else atom for i, atom in enumerate(node.inputs)
     ]
     return node.evaluate(*operands)
 
 
-def _zeros(variable: Variable) -> Any:
-    """Zeros that vary over the same mesh axes of a `shard_map` as the variable."""
+def zeros_of(variable: Variable) -> Any:
+    """Zeros like a variable, varying over the same mesh axes of a `shard_map`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxmethods.core import flatten
+        >>> graph = flatten(lambda x: 2.0 * x, jnp.ones((2, 3)))
+        >>> zeros_of(graph.inputs[0]).shape
+        (2, 3)
+    """
     aval = variable.aval
     kind = getattr(aval, "manual_axis_type", None)  # jax has called it both ways
     axes = getattr(aval, "vma", ()) if kind is None else kind.varying

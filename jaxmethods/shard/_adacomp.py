@@ -90,11 +90,11 @@ class SlotCodes:
         sign = jnp.where(mark == 2, -1.0, mark.astype(jnp.float32))
         start = self.bin_size * jnp.arange(len(place), dtype=jnp.int32)
         # Free slots add 0 to the first entry of their bin.
-        padded = jnp.zeros(len(place) * self.bin_size, jnp.float32)
-        padded = padded.at[start[:, None] + place].add(
+        flat = jnp.zeros(int(np.prod(self.shape)), jnp.float32)
+        flat = flat.at[start[:, None] + place].add(
             self.scale * sign, mode="promise_in_bounds"
         )
-        return padded[: int(np.prod(self.shape))].reshape(self.shape)
+        return flat.reshape(self.shape)
 
 
 def adacomp(
@@ -164,18 +164,19 @@ def adacomp(
     def encode(state: AdaCompState, gradients: Any) -> tuple[Any, AdaCompState]:
         check_gradients(gradients, state.residue)
         leaves, treedef = jax.tree.flatten(gradients)
-        parts = []
+        messages, residues = [], []
+        full = skipped = jnp.int32(0)
         for residue, leaf in zip(jax.tree.leaves(state.residue), leaves, strict=True):
             gradient = jnp.asarray(leaf, jnp.float32)
             size = _bin_size(gradient, bin_size)
             if size is None:
-                parts.append(_send_dense(residue, gradient))
+                part = _send_dense(residue, gradient)
             else:
-                parts.append(_send_signs(residue, gradient, size, slots, scale_factor))
-        messages, residues, full, skipped = zip(*parts, strict=True)
-        state = AdaCompState(
-            treedef.unflatten(residues), jnp.stack(full).sum(), jnp.stack(skipped).sum()
-        )
+                part = _send_signs(residue, gradient, size, slots, scale_factor)
+            messages.append(part.message)
+            residues.append(part.residue)
+            full, skipped = full + part.full, skipped + part.skipped
+        state = AdaCompState(treedef.unflatten(residues), full, skipped)
         return treedef.unflatten(messages), state
 
     return Codec(init, encode, decode)
@@ -200,14 +201,20 @@ def _bin_size(gradient: jax.Array, bin_size: int | None) -> int | None:
     return min(bin_size or default, gradient.size)
 
 
-Part = tuple[Any, jax.Array, jax.Array, jax.Array]
+class _Part(NamedTuple):
+    """What one leaf adds to the message and to the state."""
+
+    message: Any
+    residue: jax.Array
+    full: jax.Array
+    skipped: jax.Array
 
 
-def _send_dense(residue: jax.Array, gradient: jax.Array) -> Part:
+def _send_dense(residue: jax.Array, gradient: jax.Array) -> _Part:
     total = residue + gradient
     finite = jnp.isfinite(total).all()
     # Nothing is left over: a residue that was put there by hand is paid at once.
-    return (
+    return _Part(
         Dense(jnp.where(finite, total, 0)),
         jnp.where(finite, 0, residue),
         jnp.int32(0),
@@ -221,39 +228,43 @@ def _send_signs(
     bin_size: int,
     slots: int | None,
     scale_factor: float,
-) -> Part:
+) -> _Part:
+    shape, residue, gradient = gradient.shape, residue.reshape(-1), gradient.reshape(-1)
     total = residue + gradient
-    binned = _in_bins(total, bin_size)
-    pushed = binned + (scale_factor - 1) * _in_bins(gradient, bin_size)
-    top = jnp.abs(binned).max(1, keepdims=True)
-    scale = top.mean()
+    pushed = total + (scale_factor - 1) * gradient
+    tops = jnp.abs(_in_bins(total, bin_size)).max(1)
+    scale = tops.mean()
     finite = jnp.isfinite(scale)
-    sent = (jnp.abs(pushed) >= top) & (binned != 0) & finite
     scale = jnp.where(finite, scale, 0)
+    bars = jnp.broadcast_to(tops[:, None], (tops.size, bin_size))
+    bars = bars.reshape(-1)[: total.size]
+    sent = (jnp.abs(pushed) >= bars) & (total != 0) & finite
     if slots is None:
-        signs = jnp.where(sent, jnp.sign(binned), 0).astype(jnp.int8)
-        digits = pack_ternary(signs.reshape(-1)[: total.size])
-        message: Any = TernaryMap(digits, scale, total.shape)
-        full = jnp.int32(0)
+        signs = jnp.where(sent, jnp.sign(total), 0).astype(jnp.int8)
+        message: Any = TernaryMap(pack_ternary(signs), scale, shape)
+        full, value = jnp.int32(0), scale * signs.astype(jnp.float32)
     else:
-        codes = _fill_slots(binned, jnp.where(sent, jnp.abs(pushed), -1), slots)
-        message = SlotCodes(codes, scale, total.shape, bin_size)
+        rank = _in_bins(jnp.where(sent, jnp.abs(pushed), 0), bin_size)
+        codes = _fill_slots(total, rank, min(slots, bin_size))
+        message = SlotCodes(codes, scale, shape, bin_size)
         # Not codes[:, -1]: XLA turns top_k and a slice into a sort, ten times slower.
         full = (codes != 0).all(1).sum(dtype=jnp.int32)
-    left = jnp.where(finite, total - message.dense(), residue)
-    return message, left, full, jnp.int32(~finite)
+        value = message.dense().reshape(-1)
+    left = jnp.where(finite, total - value, residue).reshape(shape)
+    return _Part(message, left, full, jnp.int32(~finite))
 
 
 def _in_bins(x: jax.Array, bin_size: int) -> jax.Array:
     """(bins, bin_size); zeros fill the last bin, which changes no maximum."""
-    return jnp.pad(x.reshape(-1), (0, -x.size % bin_size)).reshape(-1, bin_size)
+    return jnp.pad(x, (0, -x.size % bin_size)).reshape(-1, bin_size)
 
 
-def _fill_slots(binned: jax.Array, rank: jax.Array, slots: int) -> jax.Array:
+def _fill_slots(total: jax.Array, rank: jax.Array, slots: int) -> jax.Array:
     """Codes of the entries of highest positive rank in each bin, (bins, slots)."""
-    bin_size = binned.shape[1]
+    bins, bin_size = rank.shape
     dtype, bits = (jnp.uint8, 6) if bin_size <= BYTE_BIN else (jnp.uint16, 14)
-    height, place = jax.lax.top_k(rank, min(slots, bin_size))
-    sign = jnp.take_along_axis(binned, place, axis=1)
-    mark = jnp.where(sign < 0, 2, 1) << bits
+    height, place = jax.lax.top_k(rank, slots)
+    start = bin_size * jnp.arange(bins, dtype=jnp.int32)[:, None]
+    negative = total.at[start + place].get(mode="clip") < 0
+    mark = jnp.where(negative, 2, 1) << bits
     return jnp.where(height > 0, place | mark, 0).astype(dtype)

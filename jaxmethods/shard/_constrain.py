@@ -154,7 +154,8 @@ def _product_rule(layout: Layout) -> Callable[..., Any]:
         if split is None:
             placed = layout.spread(operands[rows], {axis: layout.own})
             return site.bind(*_at(operands, rows, placed))
-        before, behind = {axis: layout.shared}, {after: layout.shared}
+        before: dict[int | None, Any] = {axis: layout.shared}
+        behind: dict[int | None, Any] = {after: layout.shared}
         summed = dimensions[0][kernel]
         if split.axis in summed:
             features = dimensions[0][rows][summed.index(split.axis)]

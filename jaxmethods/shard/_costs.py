@@ -151,14 +151,12 @@ class _Reader:
                 origin=_move_origin(facts[0].origin, moved, node.outputs[0].shape),
                 columns=_move_columns(facts[0].columns, moved),
             )
-        entering = [f for f in facts if f.leaves and not f.data]
+        if node.name not in ("dot_general", "conv_general_dilated"):
+            # A use that nobody here understands rules a split out.
+            self.uses.update(2 * [f.origin.leaf for f in facts if f.origin])
         flops = product_flops(node.equation)
-        if entering and flops:
-            return self._product(node, facts, fact, flops)
-        for f in facts:
-            if f.origin is not None:  # used in a way that nobody here understands
-                self.uses[f.origin.leaf] += 2
-        return fact
+        enters = any(f.leaves and not f.data for f in facts)
+        return self._product(node, facts, fact, flops) if enters and flops else fact
 
     def _elementwise(self, node: Node, facts: list[_Fact], fact: _Fact) -> _Fact:
         if not fact.data:
@@ -172,11 +170,11 @@ class _Reader:
             }
             return replace(fact, origin=origins.pop() if alone and origins else None)
         active = [f for f in facts if f.data]
-        axes = {f.columns.axis if f.columns else None for f in active}
-        if len(axes) > 1 or None in axes:
+        spread = [f.columns for f in active if f.columns is not None]
+        if len(spread) < len(active) or len({c.axis for c in spread}) > 1:
             return fact
-        leaves = frozenset().union(*(f.columns.leaves for f in active if f.columns))
-        columns = _Columns(axes.pop(), leaves)
+        leaves = frozenset().union(*(c.leaves for c in spread))
+        columns = _Columns(spread[0].axis, leaves)
         for f in facts:
             if f.origin is not None and not f.data:
                 self._put_beside(f.origin, columns)
@@ -194,7 +192,8 @@ class _Reader:
     def _product(
         self, node: Node, facts: list[_Fact], fact: _Fact, flops: int
     ) -> _Fact:
-        leaf, layer = self._layer(node, facts, flops)
+        layer = self._layer(node, facts, flops)
+        leaf = layer.leaf
         for before in fact.layers:
             self.layers[before] = replace(self.layers[before], last=False)
         self.uses[leaf] += 1
@@ -212,41 +211,47 @@ class _Reader:
         axis = result_axis(dimensions, position, kept, node.inputs)
         return replace(fact, columns=_Columns(axis, frozenset([leaf])))
 
-    def _layer(self, node: Node, facts: list[_Fact], flops: int) -> tuple[int, Layer]:
+    def _layer(self, node: Node, facts: list[_Fact], flops: int) -> Layer:
         kernels = [f for f in facts if f.leaves and not f.data]
         leaf = max(kernels[0].leaves, key=self.sizes.__getitem__)
-        origin = kernels[0].origin
-        plain = len(kernels) == 1 and len(facts) == 2 and origin is not None
         if node.name == "conv_general_dilated":
-            return leaf, Layer(leaf, "convolution", flops)
-        if node.name != "dot_general" or not plain or not any(f.data for f in facts):
-            return leaf, Layer(leaf, "other", flops)
+            return Layer(leaf, "convolution", flops)
+        other = Layer(leaf, "other", flops)
+        with_data = any(f.data for f in facts)
+        if node.name != "dot_general" or len(kernels) > 1 or not with_data:
+            return other
         position = facts.index(kernels[0])
+        activations, axes = facts[1 - position], _whole_axes(kernels[0].origin)
         dimensions = node.params["dimension_numbers"]
         contracted, batched = dimensions
-        kernel, other = contracted[position], contracted[1 - position]
-        shape = node.inputs[position].shape
+        summed, shape = contracted[position], node.inputs[position].shape
         kept = kept_axes(dimensions, position, len(shape))
-        if batched[position] or not kernel or not kept or None in origin.axes:
-            return leaf, Layer(leaf, "other", flops)
-        activations, result = facts[1 - position], node.outputs[0]
-        columns = activations.columns
-        chained = columns is not None and columns.axis == other[0]
+        if axes is None or batched[position] or not summed or not kept:
+            return other
+        columns, result = activations.columns, node.outputs[0]
+        chained = columns is not None and columns.axis == contracted[1 - position][0]
         outputs = math.prod(shape[a] for a in kept)
-        return leaf, Layer(
+        return Layer(
             leaf,
             "dense",
             flops,
             rows=math.prod(result.shape) // outputs,
-            inputs=math.prod(shape[a] for a in kernel),
+            inputs=math.prod(shape[a] for a in summed),
             outputs=outputs,
             itemsize=result.dtype.itemsize,
             trained=bool(activations.leaves),
-            operand_axes=origin.axes,
-            row_axis=origin.axes[kernel[0]],
-            column_axis=origin.axes[kept[0]],
-            follows=columns.leaves if chained else frozenset(),
+            operand_axes=axes,
+            row_axis=axes[summed[0]],
+            column_axis=axes[kept[0]],
+            follows=columns.leaves if columns and chained else frozenset(),
         )
+
+
+def _whole_axes(origin: _Origin | None) -> tuple[int, ...] | None:
+    """The leaf's axis of each axis of a value that is a parameter, axes moved."""
+    axes = () if origin is None else origin.axes
+    known = tuple(axis for axis in axes if axis is not None)
+    return known if origin is not None and len(known) == len(axes) else None
 
 
 def _move_origin(
@@ -264,23 +269,25 @@ def _move_origin(
 def _move_columns(
     columns: _Columns | None, moved: tuple[int | None, ...]
 ) -> _Columns | None:
-    to = None if columns is None else moved[columns.axis]
+    if columns is None:
+        return None
+    to = moved[columns.axis]
     return None if to is None else _Columns(to, columns.leaves)
 
 
 def product_flops(equation: JaxprEqn) -> int:
     """Multiplications and additions of the products in an equation and its bodies."""
-    params = equation.params
-    if equation.primitive.name == "dot_general":
+    name, params = equation.primitive.name, equation.params
+    avals: list[Any] = [v.aval for v in (*equation.invars, *equation.outvars)]
+    if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
-        lhs, (out,) = equation.invars[0].aval, equation.outvars
-        summed = math.prod(lhs.shape[a] for a in contracted)
-        return 2 * math.prod(out.aval.shape) * summed
-    if equation.primitive.name == "conv_general_dilated":
-        kernel, (out,) = equation.invars[1].aval, equation.outvars
-        features = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
-        return 2 * math.prod(out.aval.shape) * math.prod(kernel.shape) // features
-    rounds = params.get("length", 1) if equation.primitive.name == "scan" else 1
+        summed = math.prod(avals[0].shape[a] for a in contracted)
+        return 2 * math.prod(avals[-1].shape) * summed
+    if name == "conv_general_dilated":
+        kernel = avals[1].shape
+        features = kernel[params["dimension_numbers"].rhs_spec[0]]
+        return 2 * math.prod(avals[-1].shape) * math.prod(kernel) // features
+    rounds = params.get("length", 1) if name == "scan" else 1
     return rounds * sum(map(product_flops, _inner_equations(params)))
 
 

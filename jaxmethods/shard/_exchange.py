@@ -44,6 +44,9 @@ def exchange(codec: Codec, axis_name: Any) -> optax.GradientTransformation:
         Chen et al. 2017, arXiv:1712.02679, section 3.
     """
 
+    def init(params: Any) -> Any:
+        return codec.init(params)
+
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
         workers = _axis_size(axis_name)
@@ -61,7 +64,7 @@ def exchange(codec: Codec, axis_name: Any) -> optax.GradientTransformation:
         )
         return mean, state
 
-    return optax.GradientTransformation(codec.init, update)
+    return optax.GradientTransformation(init, update)
 
 
 def _axis_size(axis_name: Any) -> int:

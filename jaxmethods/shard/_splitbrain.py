@@ -47,6 +47,7 @@ class Plan:
         mesh: The mesh, axes "data" and "model".
         specs: A tree like the parameters of PartitionSpec.
         rows: One `PlanRow` a parameter, in the order of the leaves.
+        splits: How each split kernel enters its product.
     """
 
     mesh: Mesh
@@ -119,7 +120,7 @@ class Plan:
 
     def __str__(self) -> str:
         head = ("layer", "shape", "choice", "flops", "bytes", "wire bytes")
-        lines = [head]
+        lines: list[tuple[str, ...]] = [head]
         for row in self.rows:
             numbers = (row.flops, row.parameter_bytes, round(row.wire_bytes))
             name = "/".join(map(str, row.path)) or "params"

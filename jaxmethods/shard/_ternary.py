@@ -37,5 +37,7 @@ def unpack_ternary(code: jax.Array, size: int) -> jax.Array:
         >>> unpack_ternary(jnp.array([124, 118], jnp.uint8), 6)
         Array([ 0,  0,  1, -1,  0,  0], dtype=int8)
     """
-    digits = [code // jnp.uint8(3**p) % jnp.uint8(3) for p in range(DIGITS)]
-    return jnp.concatenate(digits)[:size].astype(jnp.int8) - 1
+    planes = [code // jnp.uint8(3**p) % jnp.uint8(3) for p in range(DIGITS)]
+    # Each plane is cut, not their concatenation: one pass less.
+    cut = [plane[: max(size - p * code.size, 0)] for p, plane in enumerate(planes)]
+    return jnp.concatenate(cut).astype(jnp.int8) - 1

@@ -43,8 +43,10 @@ def hybrid_training(
         loss: `loss(params, batch)`, a mean over examples; it is traced for the
             examples of one group. A key in the batch is folded with the group's index.
         optimizer: Must exchange gradients over "data", or the replicas drift apart:
-            `optax.chain(exchange(adacomp(), "data"), optax.adam(1e-3))`. It sees the
-            parameters of one shard, so a norm over all parameters is a shard's.
+            `optax.chain(exchange(adacomp(), "data"), optax.adam(1e-3))`. It sees one
+            device's shards, leaf by leaf: what mixes leaves, such as clipping by a
+            global norm, would differ between members of a group and pull their copies
+            of replicated layers apart.
 
     Returns:
         `Training(init, step)`. The loss is the mean over the batch.

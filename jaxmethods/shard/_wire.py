@@ -50,7 +50,12 @@ def wire(fn: Callable[..., Any]) -> Callable[..., Wire]:
     @functools.wraps(fn)
     def measure(*args: Any, **kwargs: Any) -> Wire:
         lower = getattr(fn, "lower", None) or jax.jit(fn).lower
-        sent = _bytes_sent(lower(*args, **kwargs).compile().as_text())
+        hlo = lower(*args, **kwargs).compile().as_text()
+        if hlo is None:
+            raise NotImplementedError(
+                "the compiled program has no text here; wanted one: measure on CPU."
+            )
+        sent = _bytes_sent(hlo)
         return Wire(sum(sent.values()), dict(sent))
 
     return measure
@@ -78,7 +83,7 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 def _bytes_sent(hlo: str) -> Counter[str]:
     """Bytes by collective, of one call of the program's entry."""
     computations: dict[str, list[str]] = {}
-    entry = ""
+    entry, body = "", []
     counts = re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", hlo.split("\n")[0])
     devices = math.prod(map(int, counts))
     for line in map(str.strip, hlo.splitlines()):

@@ -1,0 +1,162 @@
+"""How operations transform rows: the steps of a backward pass."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..core import Node, Variable
+from ..core._affine import linear_part, zeros_of
+from . import _patches as patches
+from ._convolution import is_plain_convolution, transposed_convolution
+from ._materialized import materialized
+from ._patches import Patches
+from ._planes import Lines, Planes
+from ._rows import Dense, Diagonal, Rows, negated, with_values
+
+# Elementwise: the derivative of each output in its own entry alone.
+ELEMENTWISE = frozenset(
+    {
+        *("add", "add_any", "sub", "neg", "mul", "div", "copy", "copy_p", "pvary"),
+        *("convert_element_type", "optimization_barrier", "device_put", "reshard"),
+        *("sharding_constraint", "pbroadcast"),
+    }
+)
+# The same numbers in the same order.
+RESHAPED = frozenset({"reshape", "squeeze", "expand_dims", "broadcast_in_dim"})
+
+
+def through_affine(node: Node, rows: Sequence[Rows | None]) -> list[Rows]:
+    """Rows of the variable operands of an affine node from rows of its outputs."""
+    if len(rows) == 1 and rows[0] is not None:
+        short = _short_cut(node, rows[0])
+        if short is not None:
+            return short
+    present = [r.dense() for r in rows if r is not None]
+    size = present[0].shape[0]
+    cotangents = [
+        jnp.zeros_like(present[0], out.dtype, (size, *out.shape))
+        if r is None
+        else r.dense()
+        for r, out in zip(rows, node.outputs, strict=True)
+    ]
+    if is_plain_convolution(node):
+        values = jax.vmap(transposed_convolution(node))(cotangents[0])
+        return [Dense(materialized(values))]
+    primals = [v.aval for v in node.variables]
+    transpose = jax.linear_transpose(linear_part(node), *primals)
+    found = jax.vmap(transpose)(cotangents)
+    return [Dense(materialized(v) if node.name == "dot_general" else v) for v in found]
+
+
+def _short_cut(node: Node, rows: Rows) -> list[Rows] | None:
+    """What need not go through `jax.linear_transpose`; None where all must."""
+    if isinstance(rows, Dense):
+        return None
+    variables, out = node.variables, node.outputs[0]
+    alike = all((v.shape, v.dtype) == (out.shape, out.dtype) for v in variables)
+    if node.name in ELEMENTWISE and alike:
+        return [_scaled(node, rows, i) for i in range(len(variables))]
+    if isinstance(rows, Diagonal):
+        return _diagonal_through(node, rows)
+    if node.name in RESHAPED:
+        found = patches.reshaped(rows, variables[0].shape)
+        return None if found is None else [found]
+    if node.name == "transpose":
+        return [patches.transposed(rows, node.params["permutation"])]
+    if _is_local(node):
+        found = patches.through_convolution(node, rows)
+        covers = math.prod(found.window) >= math.prod(found.sizes)
+        return [Dense(found.dense()) if covers else found]
+    return None
+
+
+def _scaled(node: Node, rows: Rows, position: int) -> Rows:
+    """Rows of one operand of an elementwise node."""
+    if node.name in ("add", "add_any"):
+        return rows
+    if node.name == "sub":
+        first = node.variables[position] is node.inputs[0] and position == 0
+        return rows if first else negated(rows)
+    factor = linear_part(node)(zeros_of(node.variables[0]) + 1)[0]
+    return with_values(rows, rows.values * rows.spread(factor))
+
+
+def _diagonal_through(node: Node, rows: Diagonal) -> list[Rows] | None:
+    variable = node.variables[0]
+    if node.name in RESHAPED and variable.aval.size == node.outputs[0].aval.size:
+        return [Diagonal(rows.values.reshape(variable.shape))]
+    if node.name == "dot_general":
+        return _weights(node, rows)
+    if _is_local(node):
+        found = patches.from_convolution(node, rows.values)
+        if math.prod(found.window) < math.prod(found.sizes):
+            return [found]
+    return None
+
+
+def _is_local(node: Node) -> bool:
+    """Whether a node is a plain convolution of a single image."""
+    if not is_plain_convolution(node):
+        return False
+    return node.inputs[0].shape[node.params["dimension_numbers"].lhs_spec[0]] == 1
+
+
+def _weights(node: Node, rows: Diagonal) -> list[Rows] | None:
+    """The rows of a matrix product whose variable operand is contracted entirely."""
+    contracted, batch = node.params["dimension_numbers"]
+    side = 0 if isinstance(node.inputs[0], Variable) else 1
+    variable, weights = node.inputs[side], node.inputs[1 - side]
+    free = [d for i, d in enumerate(variable.shape) if i not in contracted[side]]
+    if batch[0] or math.prod(free) != 1:
+        return None
+    mine, theirs = contracted[side], contracted[1 - side]
+    kept = [i for i in range(weights.ndim) if i not in theirs]
+    order = [theirs[mine.index(i)] for i in range(len(variable.shape)) if i in mine]
+    matrix = weights.transpose(*kept, *order)
+    count = rows.values.size
+    values = rows.values.reshape(count, *[1] * len(variable.shape))
+    return [Dense(values * matrix.reshape(count, *variable.shape))]
+
+
+def through_lines(lines: Lines, rows: Rows) -> tuple[Rows, Any]:
+    """Rows of the input of a function between two lines, and their bias (R,).
+
+    Where a coefficient is positive the lower line stands for the function, where it is
+    negative the upper one; where it is zero neither, so that 0 times infinity is 0.
+    """
+    values = rows.values
+    positive, negative = values > 0, values < 0
+    low, high = rows.spread(lines.lower_bias), rows.spread(lines.upper_bias)
+    bias = values * jnp.where(positive, low, jnp.where(negative, high, 0))
+    low, high = rows.spread(lines.lower_slope), rows.spread(lines.upper_slope)
+    below = with_values(rows, values * jnp.where(positive, low, high))
+    if isinstance(below, Patches):
+        below = replace(below, is_inside=True)
+    return below, rows.collect(bias)
+
+
+def through_planes(
+    planes: Planes, rows: Rows, inputs: Sequence[Variable]
+) -> tuple[list[Rows | None], Any]:
+    """Rows of each input of an operation between two planes, and their bias (R,)."""
+    rows = Dense(rows.dense())
+    values = rows.values
+    positive, negative = jnp.maximum(values, 0), jnp.minimum(values, 0)
+    low, high = planes.lower_bias[None], planes.upper_bias[None]
+    bias = values * jnp.where(values > 0, low, jnp.where(values < 0, high, 0))
+    below: list[Rows | None] = [None] * len(inputs)
+    for linear, part in (
+        (planes.lower_map, positive),
+        (planes.upper_map, negative),
+    ):
+        if linear is None:
+            continue
+        transpose = jax.linear_transpose(linear, *(v.aval for v in inputs))
+        for i, found in enumerate(jax.vmap(transpose)(part)):
+            old = below[i]
+            below[i] = Dense(found if old is None else old.values + found)
+    return below, rows.collect(bias)
