@@ -33,7 +33,8 @@ class Patches:
         strides: How far the window moves from one position to the next, a dimension.
         lows: How far the first window starts before the map.
         shape: The shape of the value that the rows belong to.
-        axes: Which of its axes are the spatial ones and the channels; others have size 1.
+        axes: Which of its axes are the spatial ones and the channels; None for one of
+            size 1 that the value lacks. All other axes have size 1.
         order: The transposition of (start channels, *positions) that flattens into rows.
         num_sides: 2 if negated rows follow.
         is_inside: Whether coefficients outside of the map are zero.
@@ -43,7 +44,7 @@ class Patches:
     strides: tuple[int, ...]
     lows: tuple[int, ...]
     shape: tuple[int, ...]
-    axes: tuple[int, ...]
+    axes: tuple[int | None, ...]
     order: tuple[int, ...]
     num_sides: int = 1
     is_inside: bool = False
@@ -66,11 +67,15 @@ class Patches:
     @property
     def sizes(self) -> tuple[int, ...]:
         """The size of the map."""
-        return tuple(self.shape[i] for i in self.axes[:-1])
+        return tuple(1 if i is None else self.shape[i] for i in self.axes[:-1])
+
+    @property
+    def _kept(self) -> tuple[int, ...]:
+        return tuple(i for i in self.axes if i is not None)
 
     def spread(self, x: Any) -> Any:
         """The windows of an array like the map, (1, *positions, *window, channels)."""
-        x = x.transpose(*self.axes, *_others(self.axes, x.ndim))
+        x = x.transpose(*self._kept, *(i for i in range(x.ndim) if i not in self._kept))
         x = x.reshape(*self.sizes, -1)
         for i in range(self.num_dims):
             x = self._windows(x, i)
@@ -118,8 +123,8 @@ class Patches:
         x = x.reshape(self.num_sides, -1, *self.positions, *self.sizes, channels)
         kept = range(2 + count, x.ndim)
         x = x.transpose(0, *(i + 1 for i in self.order), *kept)
-        x = x.reshape(-1, *self.sizes, channels)
-        back = sorted(range(len(self.axes)), key=lambda i: self.axes[i])
+        x = x.reshape(-1, *(self.shape[i] for i in self._kept))
+        back = sorted(range(len(self._kept)), key=lambda i: self._kept[i])
         return x.transpose(0, *(i + 1 for i in back)).reshape(-1, *self.shape)
 
     def both_signs(self) -> "Patches":
@@ -147,10 +152,6 @@ class Patches:
             edges.append((low[i] - self.lows[i], more, 0))
         zero = jnp.zeros((), self.values.dtype)
         return lax.pad(self.values, zero, [*edges, (0, 0, 0)])
-
-
-def _others(axes: Sequence[int], ndim: int) -> list[int]:
-    return [i for i in range(ndim) if i not in axes]
 
 
 def _place(x: Any, place: Any, position_axis: int, window_axis: int) -> Any:
@@ -223,10 +224,9 @@ def reshaped(rows: Patches, shape: tuple[int, ...]) -> Patches | None:
     """The rows of a value of another shape that differs by axes of size 1 only."""
     mine = [i for i, n in enumerate(rows.shape) if n != 1]
     theirs = [i for i, n in enumerate(shape) if n != 1]
-    same = [rows.shape[i] for i in mine] == [shape[i] for i in theirs]
-    if not same or not set(rows.axes) <= set(mine):
+    if [rows.shape[i] for i in mine] != [shape[i] for i in theirs]:
         return None
-    axes = tuple(theirs[mine.index(i)] for i in rows.axes)
+    axes = tuple(theirs[mine.index(i)] if i in mine else None for i in rows.axes)
     return replace(rows, shape=shape, axes=axes)
 
 
@@ -235,7 +235,7 @@ def transposed(rows: Patches, permutation: Sequence[int]) -> Patches:
     shape = [0] * len(permutation)
     for i, source in enumerate(permutation):
         shape[source] = rows.shape[i]
-    axes = tuple(permutation[i] for i in rows.axes)
+    axes = tuple(None if i is None else permutation[i] for i in rows.axes)
     return replace(rows, shape=tuple(shape), axes=axes)
 
 

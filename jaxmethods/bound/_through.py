@@ -15,7 +15,7 @@ from ._convolution import is_plain_convolution, transposed_convolution
 from ._materialized import materialized
 from ._patches import Patches
 from ._planes import Lines, Planes
-from ._rows import Dense, Diagonal, Rows, negated, with_values
+from ._rows import Dense, Diagonal, Rows, by_sign, negated, with_values
 
 # Elementwise: the derivative of each output in its own entry alone.
 ELEMENTWISE = frozenset(
@@ -126,14 +126,10 @@ def through_lines(lines: Lines, rows: Rows) -> tuple[Rows, Any]:
     """Rows of the input of a function between two lines, and their bias (R,).
 
     Where a coefficient is positive the lower line stands for the function, where it is
-    negative the upper one; where it is zero neither, so that 0 times infinity is 0.
+    negative the upper one.
     """
-    values = rows.values
-    positive, negative = values > 0, values < 0
-    low, high = rows.spread(lines.lower_bias), rows.spread(lines.upper_bias)
-    bias = values * jnp.where(positive, low, jnp.where(negative, high, 0))
-    low, high = rows.spread(lines.lower_slope), rows.spread(lines.upper_slope)
-    below = with_values(rows, values * jnp.where(positive, low, high))
+    bias = by_sign(rows, lines.lower_bias, lines.upper_bias)
+    below = with_values(rows, by_sign(rows, lines.lower_slope, lines.upper_slope))
     if isinstance(below, Patches):
         below = replace(below, is_inside=True)
     return below, rows.collect(bias)

@@ -26,7 +26,7 @@ def _jit(
         return run(call_body(equation), args, labels, scope)
 
     body.__name__ = body.__qualname__ = params["name"]
-    shardings = {}
+    shardings: dict[str, Any] = {}
     for side, kept in (("in_shardings", tuple), ("out_shardings", list)):
         given = params.get(side, ())
         if any(isinstance(s, jax.sharding.Sharding) for s in given):

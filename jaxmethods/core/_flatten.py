@@ -116,9 +116,10 @@ def _constant(equation: JaxprEqn, inputs: list[Any]) -> list[Any]:
     Inside `jit` even known numbers would become tracers. Scalars, cast or broadcast,
     are what composite functions hold: they stay numbers that patterns can compare.
     """
-    name, first = equation.primitive.name, inputs[0] if inputs else None
+    name = equation.primitive.name
+    first: Any = inputs[0] if inputs else None
     if name in _OF_SCALARS and np.shape(first) == () and is_concrete(first):
-        out = equation.outvars[0].aval
+        out: Any = equation.outvars[0].aval
         if not jax.dtypes.issubdtype(out.dtype, jax.dtypes.extended):
             return [np.broadcast_to(np.asarray(first, out.dtype), out.shape)]
     return bind(equation, *inputs)

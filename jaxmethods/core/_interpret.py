@@ -88,9 +88,9 @@ def interpret(
         >>> float(interpret(jaxpr, rules, [0.0])[0])
         1.0
     """
-    labels = [NO_LABEL] * len(args) if labels is None else map(frozenset, labels)
+    marks = [NO_LABEL] * len(args) if labels is None else [*map(frozenset, labels)]
     scope = _Scope(rules, inline, report)
-    return _run(as_body(closed_jaxpr), args, list(labels), scope)
+    return _run(as_body(closed_jaxpr), args, marks, scope)
 
 
 def _run(

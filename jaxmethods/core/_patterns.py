@@ -20,6 +20,7 @@ from ._flatten import flatten
 from ._graph import Graph, Node, Variable, live_nodes
 
 Variant = tuple[dict[str, Any], Callable[..., Any]]
+Build = Callable[[Node], Node]  # from the last node of a match to the node for all
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def _replace_all(graph: Graph, pattern: Pattern) -> Graph:
         for variable in node.variables:
             consumers.setdefault(variable, []).append(node)
     names = {node.name for node in graph.nodes}
-    replaced: dict[Variable, Node] = {}
+    replaced: dict[Variable, Build] = {}
     for variable in consumers:
         if not jnp.issubdtype(variable.dtype, jnp.floating):
             continue
@@ -123,7 +124,7 @@ def _replace_all(graph: Graph, pattern: Pattern) -> Graph:
 
 def _composite(
     name: str, inputs: tuple[Any, ...], out: Variable, params: dict, fn: Callable
-) -> Callable[[Node], Node]:
+) -> Build:
     def build(last: Node) -> Node:
         return Node(
             name, inputs, (out,), params, lambda *v: [fn(*v)], equation=last.equation
@@ -132,7 +133,7 @@ def _composite(
     return build
 
 
-def _swap(node: Node, replaced: Mapping[Variable, Any]) -> Node:
+def _swap(node: Node, replaced: Mapping[Variable, Build]) -> Node:
     build = replaced.get(node.outputs[0]) if len(node.outputs) == 1 else None
     return node if build is None else build(node)
 

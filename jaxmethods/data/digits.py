@@ -27,7 +27,7 @@ def load_digits() -> Split:
         Alpaydin, Kaynak (1998), Optical Recognition of Handwritten Digits, UCI Machine
         Learning Repository, CC BY 4.0.
     """
-    with resources.files(__package__).joinpath("digits.npz").open("rb") as file:
+    with resources.files("jaxmethods.data").joinpath("digits.npz").open("rb") as file:
         with np.load(file) as stored:
             pixels, labels = stored["images"], stored["target"]
     images = (pixels[..., None] / 16).astype(np.float32)

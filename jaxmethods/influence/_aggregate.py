@@ -89,7 +89,7 @@ def aggregate(loss: Loss, *, where: Where = None) -> Callable[..., jax.Array]:
 
             direction = sum_chunks(pull, test, weights)
 
-            def slopes(examples: Any) -> jax.Array:
+            def slopes(examples: Any) -> Any:
                 loss = partial(one, recipe=recipe)
                 if forward:
                     losses = jax.vmap(loss, (None, 0))

@@ -1,7 +1,7 @@
 """Inner products of per-example gradients, from their factors where that is cheaper."""
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -44,8 +44,10 @@ def norm_stays_factored(rows: int, widths: tuple[int, int]) -> bool:
 
 def inner(a: Gradients, b: Gradients) -> jax.Array:
     """Inner products of all pairs, (n, m), for n gradients and m gradients."""
+    # The gradients of one parameter come in one form.
     if not isinstance(a, Factors):
-        return _product("nd,md->nm", _flat(a), _flat(b))
+        return _product("nd,md->nm", _flat(a), _flat(cast(jax.Array, b)))
+    b = cast(Factors, b)
     if a.left.shape[1] == b.left.shape[1] == 1:
         left = _product("np,mp->nm", a.left[:, 0], b.left[:, 0])
         return left * _product("nq,mq->nm", a.right[:, 0], b.right[:, 0])

@@ -41,7 +41,7 @@ def _channels_last(site: Any, x: jax.Array, kernel: jax.Array) -> Any:
     numbers = lax.ConvDimensionNumbers(
         last, (rank - 1, rank - 2, *range(rank - 2)), last
     )
-    plain = {**params, "dimension_numbers": numbers}
+    plain: dict[str, Any] = {**params, "dimension_numbers": numbers}
 
     def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
         x, kernel = x.transpose(image), kernel.transpose(weights)

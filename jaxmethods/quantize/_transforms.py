@@ -134,7 +134,8 @@ def _run(
 
     arrays = [leaf for t, leaf in zip(traced, leaves, strict=True) if t]
     jaxpr, shapes = jax.make_jaxpr(of_arrays, return_shape=True)(*arrays)
-    rule = functools.partial(_rule, policy, key)
+    seed = key if key is None else (jax.random.key_data(key), jax.random.key_impl(key))
+    rule = functools.partial(_rule, policy, seed)
     outs = interpret(
         jaxpr,
         dict.fromkeys(_PRODUCTS, rule),
@@ -150,7 +151,11 @@ def _warn(what: str) -> None:
 
 
 def _rule(
-    policy: Policy, key: jax.Array | None, site: Site, lhs: jax.Array, rhs: jax.Array
+    policy: Policy,
+    seed: tuple[jax.Array, Any] | None,
+    site: Site,
+    lhs: jax.Array,
+    rhs: jax.Array,
 ) -> Any:
     if not all(jnp.issubdtype(jnp.result_type(x), jnp.floating) for x in (lhs, rhs)):
         return NotImplemented
@@ -159,18 +164,19 @@ def _rule(
     named = frozenset().union(*(m for m in site.labels if _DATA not in m))
     if policy.where is not None and not any(map(policy.covers, named)):
         return NotImplemented
-    sides = tuple(_operand(policy, w, d) for w, d in zip(weights, data, strict=True))
-    if key is None:
-        sides = tuple(Operand(side.forward) for side in sides)
+    left, right = (_operand(policy, w, d) for w, d in zip(weights, data, strict=True))
+    if seed is None:
+        left, right = Operand(left.forward), Operand(right.forward)
+    sides = left, right
     if all(side == Operand() for side in sides):
         return NotImplemented
-    lhs, rhs = nearest(sides[0].forward, lhs), nearest(sides[1].forward, rhs)
-    if key is None or not any(side.gradient for side in sides):
+    lhs, rhs = nearest(left.forward, lhs), nearest(right.forward, rhs)
+    if seed is None or not any(side.gradient for side in sides):
         return site.bind(lhs, rhs)
-    product = noisy_product(
-        lambda a, b: site.bind(a, b)[0], sides, sample_axis(site.equation, *data)
-    )
-    return [product(_site_key(key, site), lhs, rhs)]
+    words, impl = seed
+    samples = sample_axis(site.equation, *data)
+    product = noisy_product(lambda a, b: site.bind(a, b)[0], sides, samples, impl)
+    return [product(_site_words(words, impl, site), lhs, rhs)]
 
 
 def _operand(policy: Policy, is_weight: bool, is_data: bool) -> Operand:
@@ -179,9 +185,10 @@ def _operand(policy: Policy, is_weight: bool, is_data: bool) -> Operand:
     return Operand(policy.activation, policy.input_grad) if is_data else Operand()
 
 
-def _site_key(key: jax.Array, site: Site) -> jax.Array:
-    """A key of its own for each product, and for each round of the loops around it."""
+def _site_words(words: jax.Array, impl: Any, site: Site) -> jax.Array:
+    """A key for each product, and for each round of the loops around it, as words."""
+    key = jax.random.wrap_key_data(words, impl=impl)
     key = jax.random.fold_in(key, zlib.crc32(repr(site.position).encode()))
     for iteration in site.iterations:
         key = jax.random.fold_in(key, iteration)
-    return key
+    return jax.random.key_data(key)

@@ -5,7 +5,7 @@ Colours follow the page's CSS variables `--ink`, `--faint` and `--s0` .. `--s4`.
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 _WIDTH, _HEIGHT = 460, 290
@@ -114,7 +114,7 @@ def _legend(number: int, name: str, colour: str, dash: str) -> str:
 def _axes(
     x_ticks: Sequence[float],
     y_ticks: Sequence[float],
-    place: object,
+    place: Callable[[float, float], tuple[float, float]],
     x_label: str,
     y_label: str,
 ) -> list[str]:

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -126,11 +127,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _prepare_devices() -> None:
     """Eight virtual devices on a CPU, unless the user set their number."""
     chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if not chosen and jax.config.jax_num_cpu_devices < 0:
-        jax.config.update("jax_num_cpu_devices", 8)
+    config: Any = jax.config  # it gets its options as attributes when jax loads
+    if not chosen and config.jax_num_cpu_devices < 0:
+        config.update("jax_num_cpu_devices", 8)
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache / "jaxmethods"))
+    if config.jax_compilation_cache_dir is None:
+        config.update("jax_compilation_cache_dir", str(cache / "jaxmethods"))
 
 
 def _one_line(error: Exception) -> str:

@@ -5,7 +5,7 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,6 +100,7 @@ def _set_up(settled: Settled) -> tuple[_Setting, Any]:
     mesh = Mesh(devices, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     key = jax.random.key(config.seed)
     net = DigitNet()
+    apply: Callable[..., Any] = net.apply
     image_shape = split.train.images.shape[1:]
     params = init_params(net, jax.random.fold_in(key, 0), image_shape)
     planted = plant_errors(split.train, jax.random.fold_in(key, 1))
@@ -107,11 +108,11 @@ def _set_up(settled: Settled) -> tuple[_Setting, Any]:
 
     def loss(params: Any, batch: Any) -> jax.Array:
         # The natural loss names each layer once; the bound uses its kernels again.
-        return jnp.mean(jax.vmap(lambda *e: example_loss(net.apply, params, e))(*batch))
+        return jnp.mean(jax.vmap(lambda *e: example_loss(apply, params, e))(*batch))
 
     plan = shard.splitbrain(loss, params, batch, mesh=mesh)
-    trainer = make_trainer(net.apply, plan, num_steps=config.num_steps, eps=config.eps)
-    return _Setting(settled, net.apply, key, planted, plan, trainer), params
+    trainer = make_trainer(apply, plan, num_steps=config.num_steps, eps=config.eps)
+    return _Setting(settled, apply, key, planted, plan, trainer), params
 
 
 def _identity(settled: Settled) -> dict[str, Any]:
@@ -246,7 +247,8 @@ def _explanations(
     steps = checkpoints.steps()[-4:]
     kept = [jax.device_get(checkpoints.restore(s, state).params) for s in steps]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *kept)
-    rates = [float(learning_rate(num_steps)(step - 1)) for step in steps]
+    rate: Callable[[int], Any] = learning_rate(num_steps)
+    rates = [float(rate(step - 1)) for step in steps]
     planted = setting.planted
     ranked = Planted(
         Images(*(a[:_RANKED] for a in planted.train)), planted.wrong[:_RANKED]

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from .. import bound
 
@@ -62,7 +63,7 @@ def certified_loss(
     return jnp.mean(jax.vmap(one)(images, labels))
 
 
-def radius(step: jax.Array, num_steps: int, eps: float) -> jax.Array:
+def radius(step: ArrayLike, num_steps: int, eps: float) -> jax.Array:
     """The radius at a step of the training.
 
     A tenth of the steps on clean images, then it grows linearly over half of them to a

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from .. import quantize, shard
@@ -108,9 +109,13 @@ def make_trainer(
     )
     training = shard.hybrid_training(plan, noisy, optimizer)
 
+    # A step's results lie where its arguments lay, or it would be compiled once more.
+    layout = TrainState(plan.specs, P("data", "model"), P())
+    layout = jax.tree.map(partial(NamedSharding, plan.mesh), layout)
+
     def init(params: Any) -> TrainState:
         params = plan.place(params)
-        loss = jnp.full(num_steps, jnp.nan)
+        loss = jax.device_put(jnp.full(num_steps, jnp.nan), layout.loss)
         return TrainState(params, jax.jit(training.init)(params), loss)
 
     def step(state: TrainState, batch: Batch) -> TrainState:
@@ -122,9 +127,8 @@ def make_trainer(
         kept = state.optimizer[0].gradients
         return jax.tree.map(_assemble, kept, plan.specs)
 
-    return Trainer(
-        init, jax.jit(step, donate_argnums=0), drawn, jax.jit(jax.grad(exact))
-    )
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=layout)
+    return Trainer(init, jitted, drawn, jax.jit(jax.grad(exact)))
 
 
 class _Kept(NamedTuple):

@@ -39,6 +39,8 @@ def few_examples(monkeypatch):
 def finished(tmp_path_factory):
     """The findings of a whole run, and its folder."""
     out = tmp_path_factory.mktemp("whole")
+    # Set up before the fixture that does so for tests: rounding must be the same.
+    jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:
         few_examples.__wrapped__(patch)
         return journey.run_tour(TINY._replace(out=out)), out
@@ -142,7 +144,8 @@ def test_the_composed_step_compiles_once(tmp_path):
     state = setting.trainer.init(params)
     for number in range(2):
         batch = journey._batch(setting, number, jax.random.key(0))
-        state = setting.trainer.step(state, batch)
+        with journey._left_exact():
+            state = setting.trainer.step(state, batch)
     assert setting.trainer.step._cache_size() == 1
 
 
