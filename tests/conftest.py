@@ -8,6 +8,8 @@ import pytest
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
 
+# Threads for the collectives of eight devices to wait on, and some to work with.
+os.environ.setdefault("NPROC", "32")
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_debug_key_reuse", True)

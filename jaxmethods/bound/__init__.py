@@ -1,4 +1,13 @@
-"""Guaranteed bounds of any JAX function over a set of its arguments."""
+"""What can a function reach, for every input (or weight) in a set?
+
+Sets stand where arrays would: `Ball`, `Box`. `ibp` carries intervals through any
+function, `crown_ibp` adds a linear bound of the outputs, `crown` one for every value
+inside; `linear_bounds` gives the planes. `margins` turns logits into what has to stay
+positive. `register_rule` adds a primitive.
+
+Bounds are rounded outward: what the arithmetic of the bound itself may have lost is
+added, so that they hold in float32 as in float64.
+"""
 
 from ._margins import margins as margins
 from ._methods import LinearBounds as LinearBounds

@@ -1,4 +1,4 @@
-"""A backward pass: from linear functions of one value to linear functions of the inputs.
+"""A backward pass: linear functions of one value become functions of the inputs.
 
 All rows are lower bounds: the upper bound of c f is minus the lower bound of -c f. Both
 sides share their rows until the first nonlinear operation, where the signs part.
@@ -20,10 +20,10 @@ import jax.numpy as jnp
 from ..core import Node, Variable
 from ..core._affine import is_affine
 from ._flow import Flow, floating
-from ._planes import Lines
-from ._rows import Diagonal, Rows, add, both_signs, inner, negated, with_values
+from ._planes import SignedLines
+from ._rows import Diagonal, Rows, absolute, add, both_signs, negated
 from ._sets import Bounds
-from ._through import through_affine, through_lines, through_planes
+from ._through import part_at_lines, through_affine, through_lines, through_planes
 
 
 @dataclass
@@ -60,24 +60,21 @@ def backward(flow: Flow, start: Variable, side: str) -> Pass:
     state = Pass({start: first}, zero, zero, False)
     _account_for_rounding(flow, state, start, first)
     for node in reversed(flow.graph.nodes):
-        rows = [state.rows.pop(v, None) for v in node.outputs]
+        rows: list[Any] = [state.rows.pop(v, None) for v in node.outputs]
         if all(r is None for r in rows):
             continue
         if is_affine(node):
             folded = node.outputs[0] in flow.folded and node.outputs[0] is not start
             _through_affine(state, node, rows, None if folded else flow.offsets[node])
             continue
-        if side == "both" and not state.parted:
-            rows = [both_signs(r) for r in rows]
-            _part(state)
-        _through_nonlinear(flow, state, node, rows[0])
+        _through_nonlinear(flow, state, node, rows[0], split=side == "both")
     return state
 
 
 def _account_for_rounding(flow: Flow, state: Pass, v: Variable, rows: Rows) -> None:
     terms, error = flow.magnitudes[v]
-    absolute = with_values(rows, jnp.abs(rows.values))
-    state.slack = state.slack + error * jax.lax.stop_gradient(inner(absolute, terms))
+    lost = error * absolute(rows).inner(terms)
+    state.slack = state.slack + jax.lax.stop_gradient(lost)
 
 
 def _part(state: Pass) -> None:
@@ -94,18 +91,25 @@ def _through_affine(
     if added is not None:
         for r, a in zip(rows, added, strict=True):
             if r is not None:
-                state.bias = state.bias + inner(r, a)
+                state.bias = state.bias + r.inner(a)
     below = through_affine(node, rows)
     for v, r in zip(node.variables, below, strict=True):
         state.rows[v] = add(state.rows.get(v), r)
 
 
-def _through_nonlinear(flow: Flow, state: Pass, node: Node, rows: Rows) -> None:
+def _through_nonlinear(
+    flow: Flow, state: Pass, node: Node, rows: Rows, *, split: bool
+) -> None:
     relaxation, inputs = flow.relaxations[node], floating(node)
-    if isinstance(relaxation, Lines):  # which account for rounding themselves
-        found, bias = through_lines(relaxation, rows)
+    parts_now = split and not state.parted
+    if parts_now:
+        _part(state)
+    if isinstance(relaxation, SignedLines):  # which account for rounding themselves
+        step = part_at_lines if parts_now else through_lines
+        found, bias = step(relaxation, rows)
         below: list[Rows | None] = [found]
     else:
+        rows = both_signs(rows) if parts_now else rows
         below, bias = through_planes(relaxation, rows, inputs)
         for v, r in zip(inputs, below, strict=True):
             if r is not None:

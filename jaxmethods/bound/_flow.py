@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ..core import Graph, Node, Variable
 from ..core._affine import is_affine, offset
 from ._interval import absolute, interval
-from ._planes import Lines, Relaxation
+from ._planes import Lines, Planes, Prepared, signed
 from ._relaxations import relax
 from ._rounding import largest, num_terms, unit
 from ._sets import Bounds
@@ -42,7 +42,7 @@ class Flow:
     method: str
     bounds: dict[Variable, Bounds] = field(default_factory=dict)
     settled: set[Variable] = field(default_factory=set)
-    relaxations: dict[Node, Relaxation] = field(default_factory=dict)
+    relaxations: dict[Node, Prepared] = field(default_factory=dict)
     magnitudes: dict[Variable, tuple[Any, float]] = field(default_factory=dict)
     offsets: dict[Node, Any] = field(default_factory=dict)
     producers: dict[Variable, Node] = field(default_factory=dict)
@@ -101,9 +101,10 @@ def prepare_backward(flow: Flow, node: Node) -> None:
     terms = found.magnitude([flow.bounds[v] for v in floating(node)])
     error = unit(out.aval.size, out.dtype) + unit(16, out.dtype)
     flow.magnitudes[out] = jax.lax.stop_gradient(terms), error
-    flow.relaxations[node] = (
-        _folded(flow, node, found) if isinstance(found, Lines) else found
-    )
+    if isinstance(found, Planes):
+        flow.relaxations[node] = found
+    else:
+        flow.relaxations[node] = signed(_folded(flow, node, found))
 
 
 def _folded(flow: Flow, node: Node, lines: Lines) -> Lines:
@@ -114,14 +115,16 @@ def _folded(flow: Flow, node: Node, lines: Lines) -> Lines:
     offset of the operation that made it.
     """
     (v,) = floating(node)
+    below, base, above, top = lines
     terms, error = flow.magnitudes[v]
-    lines = lines.outward(error * terms)
+    base = base - jnp.abs(below) * (error * terms)
+    top = top + jnp.abs(above) * (error * terms)
     producer = flow.producers.get(v)
     added = None if producer is None else flow.offsets.get(producer)
-    if added is None or len(added) != 1 or flow.num_readers[v] != 1:
-        return lines
-    flow.folded.add(v)
-    return lines.shifted(added[0])
+    if added is not None and len(added) == 1 and flow.num_readers[v] == 1:
+        flow.folded.add(v)
+        base, top = base + below * added[0], top + above * added[0]
+    return Lines(below, base, above, top)
 
 
 def magnitude_of_inputs(flow: Flow) -> None:

@@ -11,6 +11,26 @@ from ..core import describe
 
 
 def margins(fn: Callable[..., Any], label: Any) -> Callable[..., jax.Array]:
+    """How far the label's logit is ahead of each other one.
+
+    All positive over a set: the prediction is certified. Every method merges the
+    differences into the last affine operation of `fn`.
+
+    Args:
+        fn: A function whose result is the logits of one example, shape (n,).
+        label: int; may be traced.
+
+    Returns:
+        `rows(*args) -> (n - 1,)`: logits[label] - logits[j], j ascending without label.
+
+    Raises:
+        ValueError: `fn` returns anything but a vector.
+
+    Example:
+        >>> margins(lambda z: z, 1)(jnp.array([0.5, 2.0, 1.0]))
+        Array([1.5, 1. ], dtype=float32)
+    """
+
     @functools.wraps(fn)
     def rows(*args: Any) -> jax.Array:
         logits = fn(*args)

@@ -3,8 +3,8 @@
 The margins of a classifier are a small matrix times its logits. Bounded one after the
 other, the last layer and that matrix lose what one merged matrix keeps: the interval of
 a difference is narrower than the difference of intervals. So a product with a constant
-matrix, no larger than what it reads, absorbs affine operations before it, as long as the
-merged matrix is no larger than the weights that it takes the place of.
+matrix, no larger than what it reads, absorbs affine operations before it, as long as
+the merged matrix is no larger than the weights that it takes the place of.
 """
 
 import math
@@ -17,7 +17,7 @@ from jax import lax
 from ..core import Graph, Node, Variable
 from ..core._affine import is_affine, is_bilinear, offset
 from ._rounding import SUMS
-from ._rows import Diagonal, Rows, inner
+from ._rows import Diagonal, Rows
 from ._through import through_affine
 
 
@@ -78,7 +78,7 @@ def _absorb(found: _Merged, producers: dict[Variable, Node]) -> _Merged:
             return found
         added, bias = offset(node), found.bias
         if added is not None:
-            part = inner(found.rows, added[0])
+            part = found.rows.inner(added[0])
             bias = part if bias is None else bias + part
         rows = through_affine(node, [found.rows])[0]
         absorbed = found.num_absorbed + (node.name in SUMS)

@@ -2,9 +2,9 @@
 
 Row (o, channel) of a feature map depends, one convolution down, on a window of the
 input that starts at o * stride - low, and so on for each convolution below. As an
-identity matrix that is carried down the map such rows have as many coefficients as there
-are pairs of entries; as patches they have as many as the window has, which grows by
-(kernel - 1) * stride a layer.
+identity matrix that is carried down the map such rows have as many coefficients as
+there are pairs of entries; as patches they have as many as the window has, which grows
+by (kernel - 1) * stride a layer.
 
 References:
     Xu, Zhang, Wang, Wang, Jana, Lin, Hsieh. Fast and complete: enabling complete neural
@@ -35,7 +35,7 @@ class Patches:
         shape: The shape of the value that the rows belong to.
         axes: Which of its axes are the spatial ones and the channels; None for one of
             size 1 that the value lacks. All other axes have size 1.
-        order: The transposition of (start channels, *positions) that flattens into rows.
+        order: The transposition of (start channels, *positions) that makes rows.
         num_sides: 2 if negated rows follow.
         is_inside: Whether coefficients outside of the map are zero.
     """
@@ -73,15 +73,20 @@ class Patches:
     def _kept(self) -> tuple[int, ...]:
         return tuple(i for i in self.axes if i is not None)
 
+    @property
+    def flat(self) -> Any:
+        """The coefficients (sides * channels, all positions, all of the window)."""
+        return self.values.reshape(len(self.values), math.prod(self.positions), -1)
+
     def spread(self, x: Any) -> Any:
-        """The windows of an array like the map, (1, *positions, *window, channels)."""
+        """The windows of an array like the map, (1, all positions, all of a window)."""
         x = x.transpose(*self._kept, *(i for i in range(x.ndim) if i not in self._kept))
         x = x.reshape(*self.sizes, -1)
         for i in range(self.num_dims):
             x = self._windows(x, i)
         count = self.num_dims
         order = (*range(0, 2 * count, 2), *range(1, 2 * count, 2), 2 * count)
-        return x.transpose(order)[None]
+        return x.transpose(order).reshape(1, math.prod(self.positions), -1)
 
     def _windows(self, x: Any, dim: int) -> Any:
         """Replaces the axis of a dimension by two: position and place in the window."""
@@ -99,16 +104,31 @@ class Patches:
 
     def collect(self, x: Any, fold: Callable[..., Any] = jnp.sum) -> Any:
         """Folds the windows; one number a row, in the order of the start's entries."""
-        x = fold(x, axis=tuple(range(1 + self.num_dims, x.ndim)))
+        return self._in_order(fold(x, axis=-1))
+
+    def _in_order(self, x: Any) -> Any:
         x = x.reshape(self.num_sides, -1, *self.positions)
         return x.transpose(0, *(i + 1 for i in self.order)).reshape(-1)
+
+    def inner(self, x: Any) -> Any:
+        """The product of each row with a value: (R,)."""
+        return self.collect(self.flat * self.spread(x))
+
+    def inner_shared(self, x: Any) -> Any:
+        """The same, as one matrix product for each position."""
+        numbers = (((2,), (1,)), ((1,), (0,)))
+        found = lax.dot_general(
+            self.flat, self.spread(x)[0], numbers, precision=lax.Precision.HIGHEST
+        )
+        return self._in_order(found.T)
 
     def inside(self) -> "Patches":
         """The same rows with zeros outside of the map."""
         if self.is_inside:
             return self
         mask = self.spread(jnp.ones(self.shape, self.values.dtype))
-        return replace(self, values=self.values * mask, is_inside=True)
+        values = (self.flat * mask).reshape(self.values.shape)
+        return replace(self, values=values, is_inside=True)
 
     def dense(self) -> Any:
         """The coefficients (R, *shape)."""

@@ -1,10 +1,11 @@
-"""Linear functions below and above an operation: what a backward pass replaces it by."""
+"""Linear functions below and above an operation: what replaces it going back."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from ._materialized import materialized
 from ._rounding import largest
 from ._sets import Bounds
 
@@ -28,26 +29,36 @@ class Lines(NamedTuple):
     upper_slope: Any
     upper_bias: Any
 
-    def shifted(self, amount: Any) -> "Lines":
-        """Lines round f(x + amount)."""
-        return self._replace(
-            lower_bias=self.lower_bias + self.lower_slope * amount,
-            upper_bias=self.upper_bias + self.upper_slope * amount,
-        )
-
-    def outward(self, error: Any) -> "Lines":
-        """Lines that stay apart where x is off by at most `error`."""
-        return self._replace(
-            lower_bias=self.lower_bias - jnp.abs(self.lower_slope) * error,
-            upper_bias=self.upper_bias + jnp.abs(self.upper_slope) * error,
-        )
-
     def magnitude(self, node_inputs: list[Bounds]) -> Any:
         """The largest sum of absolute terms in either line."""
         (x,) = node_inputs
         slope = jnp.maximum(jnp.abs(self.lower_slope), jnp.abs(self.upper_slope))
         bias = jnp.maximum(jnp.abs(self.lower_bias), jnp.abs(self.upper_bias))
         return slope * largest(x) + bias
+
+
+class SignedLines(NamedTuple):
+    """Lines as a backward pass applies them, v middle + |v| half for a coefficient v.
+
+    That is the lower line where v > 0 and the upper one where v < 0, without a choice
+    by sign: XLA's CPU backend fuses sums and products with the sum that follows, but
+    writes the outcome of a choice to memory first.
+    """
+
+    slope_middle: Any
+    slope_half: Any
+    bias_middle: Any
+    bias_half: Any
+
+
+def signed(lines: Lines) -> SignedLines:
+    """The middles and halves of a pair of lines.
+
+    They are computed once, not fused into the passes and so repeated for each row.
+    """
+    below, base, above, top = lines
+    parts = (below + above, below - above, base + top, base - top)
+    return SignedLines(*materialized(jnp.stack(parts) / 2))
 
 
 class Planes(NamedTuple):
@@ -85,6 +96,7 @@ class Planes(NamedTuple):
 
 
 Relaxation = Lines | Planes
+Prepared = SignedLines | Planes
 
 
 def constant(bounds: Bounds) -> Planes:

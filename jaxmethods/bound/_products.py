@@ -70,7 +70,7 @@ def _num_products(node: Node) -> int:
 
 
 def outer(node: Node, x: Any, y: Any) -> tuple[Any, Any]:
-    """Operands that broadcast to all products of a `dot_general`, the summed axes last."""
+    """Operands that broadcast to all products of a `dot_general`, summed axes last."""
     (x_summed, y_summed), (x_batch, y_batch) = node.params["dimension_numbers"]
     x_free = [i for i in range(x.ndim) if i not in (*x_summed, *x_batch)]
     y_free = [i for i in range(y.ndim) if i not in (*y_summed, *y_batch)]

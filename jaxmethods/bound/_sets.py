@@ -15,13 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core import check_choice, check_floating, check_nonnegative, is_concrete
-from ._rows import Rows, extreme, folded, inner
+from ._rows import Rows, extreme, folded
 
 NORMS = (1, 2, np.inf)
 
 
 class Bounds(NamedTuple):
-    """Lower and upper ends: arrays, or pytrees of arrays of the same structure."""
+    """What a function may reach: lower <= fn(x) <= upper for every x in the sets.
+
+    Attributes:
+        lower: Arrays, or a pytree of them like the function's result.
+        upper: As `lower`.
+    """
 
     lower: Any
     upper: Any
@@ -102,7 +107,7 @@ class Ball:
             return _minimum_of_box(rows, self.hull())
         centers = jax.tree.leaves(self.placeholder)
         pairs = [(r, c) for r, c in zip(rows, centers, strict=True) if r is not None]
-        middle = sum(inner(r, c) for r, c in pairs)
+        middle = sum(r.inner(c) for r, c in pairs)
         return middle - self.radius * _dual_norm([r for r, _ in pairs], self.p)
 
 
@@ -123,7 +128,7 @@ class Box:
     Example:
         >>> from jaxmethods import bound
         >>> box = bound.Box(jnp.array([0.0, 1.0]), jnp.array([2.0, 1.0]))
-        >>> print(bound.ibp(lambda x: x.sum())(box).upper)
+        >>> round(float(bound.ibp(lambda x: x.sum())(box).upper), 3)
         3.0
     """
 
@@ -186,14 +191,15 @@ def _dual_norm(rows: Sequence[Rows], p: float) -> jax.Array:
         return functools.reduce(
             jnp.maximum, (folded(r, jnp.abs, _largest) for r in rows)
         )
-    return safe_sqrt(sum(folded(r, jnp.square, jnp.sum) for r in rows))
+    squares = [folded(r, jnp.square, jnp.sum) for r in rows]
+    return safe_sqrt(functools.reduce(jnp.add, squares))
 
 
 def _largest(x: jax.Array, axis: Any) -> jax.Array:
     return jnp.max(x, axis=axis, initial=0.0)
 
 
-def _minimum_of_box(rows: Sequence[Rows | None], ends: Sequence[Bounds]) -> jax.Array:
+def _minimum_of_box(rows: Sequence[Rows | None], ends: Sequence[Bounds]) -> Any:
     pairs = zip(rows, ends, strict=True)
     return sum(extreme(r, b.lower, b.upper) for r, b in pairs if r is not None)
 

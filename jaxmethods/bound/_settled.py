@@ -45,7 +45,7 @@ class Copy(NamedTuple):
         leaves: The inputs of the graph whose entries it holds.
     """
 
-    ball: Ball | None
+    ball: Any
     scale: Any
     leaves: frozenset[Variable]
 
@@ -67,7 +67,7 @@ class Settled:
     def visit(
         self, node: Node, bounds: list[Bounds], inputs: list[Bounds]
     ) -> list[Bounds]:
-        """Notes what is exact about a node's outputs; returns their bounds, improved."""
+        """Notes what is exact about a node's outputs; returns their improved bounds."""
         variables = node.variables
         if not is_affine(node):
             single = len(variables) == 1 and node.name in _UNIVARIATE

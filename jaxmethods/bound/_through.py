@@ -14,8 +14,8 @@ from . import _patches as patches
 from ._convolution import is_plain_convolution, transposed_convolution
 from ._materialized import materialized
 from ._patches import Patches
-from ._planes import Lines, Planes
-from ._rows import Dense, Diagonal, Rows, by_sign, negated, with_values
+from ._planes import Planes, SignedLines
+from ._rows import Dense, Diagonal, Rows, absolute, negated, with_flat
 
 # Elementwise: the derivative of each output in its own entry alone.
 ELEMENTWISE = frozenset(
@@ -82,7 +82,7 @@ def _scaled(node: Node, rows: Rows, position: int) -> Rows:
         first = node.variables[position] is node.inputs[0] and position == 0
         return rows if first else negated(rows)
     factor = linear_part(node)(zeros_of(node.variables[0]) + 1)[0]
-    return with_values(rows, rows.values * rows.spread(factor))
+    return with_flat(rows, rows.flat * rows.spread(factor))
 
 
 def _diagonal_through(node: Node, rows: Diagonal) -> list[Rows] | None:
@@ -122,17 +122,34 @@ def _weights(node: Node, rows: Diagonal) -> list[Rows] | None:
     return [Dense(values * matrix.reshape(count, *variable.shape))]
 
 
-def through_lines(lines: Lines, rows: Rows) -> tuple[Rows, Any]:
-    """Rows of the input of a function between two lines, and their bias (R,).
+def through_lines(lines: SignedLines, rows: Rows) -> tuple[Rows, Any]:
+    """Rows of the input of a function between two lines, and their bias (R,)."""
+    size = absolute(rows)
+    bias = rows.inner(lines.bias_middle) + size.inner(lines.bias_half)
+    odd = rows.flat * rows.spread(lines.slope_middle)
+    even = size.flat * rows.spread(lines.slope_half)
+    return _inside(with_flat(rows, odd + even)), bias
 
-    Where a coefficient is positive the lower line stands for the function, where it is
-    negative the upper one.
-    """
-    bias = by_sign(rows, lines.lower_bias, lines.upper_bias)
-    below = with_values(rows, by_sign(rows, lines.lower_slope, lines.upper_slope))
+
+def part_at_lines(lines: SignedLines, rows: Rows) -> tuple[Rows, Any]:
+    """`through_lines` of the rows and of the rows negated, one behind the other."""
+    if isinstance(rows, Diagonal):
+        rows = Dense(rows.dense())
+    size = absolute(rows)
+    odd = rows.inner_shared(lines.bias_middle)
+    even = size.inner_shared(lines.bias_half)
+    bias = jnp.concatenate([even + odd, even - odd])
+    odd = rows.flat * rows.spread(lines.slope_middle)
+    even = size.flat * rows.spread(lines.slope_half)
+    below = with_flat(rows, jnp.concatenate([even + odd, even - odd]))
     if isinstance(below, Patches):
-        below = replace(below, is_inside=True)
-    return below, rows.collect(bias)
+        below = replace(below, num_sides=2)
+    return _inside(below), bias
+
+
+def _inside(rows: Rows) -> Rows:
+    """Notes that slopes, which are zero outside of a map, have been multiplied in."""
+    return replace(rows, is_inside=True) if isinstance(rows, Patches) else rows
 
 
 def through_planes(
@@ -140,10 +157,10 @@ def through_planes(
 ) -> tuple[list[Rows | None], Any]:
     """Rows of each input of an operation between two planes, and their bias (R,)."""
     rows = Dense(rows.dense())
-    values = rows.values
-    positive, negative = jnp.maximum(values, 0), jnp.minimum(values, 0)
-    low, high = planes.lower_bias[None], planes.upper_bias[None]
-    bias = values * jnp.where(values > 0, low, jnp.where(values < 0, high, 0))
+    positive, negative = jnp.maximum(rows.values, 0), jnp.minimum(rows.values, 0)
+    low, high = rows.spread(planes.lower_bias), rows.spread(planes.upper_bias)
+    flat = rows.flat
+    bias = flat * jnp.where(flat > 0, low, jnp.where(flat < 0, high, 0))
     below: list[Rows | None] = [None] * len(inputs)
     for linear, part in (
         (planes.lower_map, positive),

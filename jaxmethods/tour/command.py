@@ -130,6 +130,9 @@ def _prepare_devices() -> None:
     config: Any = jax.config  # it gets its options as attributes when jax loads
     if not chosen and config.jax_num_cpu_devices < 0:
         config.update("jax_num_cpu_devices", 8)
+    # XLA gives its CPU pool a thread a device; collectives of all devices then block
+    # the pool, and a device that lags behind finds no thread to catch up on.
+    os.environ.setdefault("NPROC", "32")
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     if config.jax_compilation_cache_dir is None:
         config.update("jax_compilation_cache_dir", str(cache / "jaxmethods"))

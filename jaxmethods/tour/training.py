@@ -110,8 +110,8 @@ def make_trainer(
     training = shard.hybrid_training(plan, noisy, optimizer)
 
     # A step's results lie where its arguments lay, or it would be compiled once more.
-    layout = TrainState(plan.specs, P("data", "model"), P())
-    layout = jax.tree.map(partial(NamedSharding, plan.mesh), layout)
+    specs = plan.specs, P("data", "model"), P()
+    layout = TrainState(*jax.tree.map(partial(NamedSharding, plan.mesh), specs))
 
     def init(params: Any) -> TrainState:
         params = plan.place(params)
