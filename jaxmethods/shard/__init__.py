@@ -24,5 +24,6 @@ from ._splitbrain import PlanRow as PlanRow
 from ._splitbrain import splitbrain as splitbrain
 from ._training import Training as Training
 from ._training import hybrid_training as hybrid_training
+from ._training import local_gradients as local_gradients
 from ._wire import Wire as Wire
 from ._wire import wire as wire

@@ -126,6 +126,18 @@ def local_gradients(
         `gradients(params, batch) -> (values, gradients)`: values (D,), and a tree like
         the parameters with a leading axis D, spread over "data" and, where the plan
         splits a parameter, over "model".
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxmethods.shard import splitbrain
+        >>> devices = np.array(jax.devices()[:1]).reshape(1, 1)
+        >>> loss = lambda w, x: jnp.mean((x @ w) ** 2)
+        >>> w, x = jnp.ones((2, 3)), jnp.ones((4, 2))
+        >>> mesh = jax.sharding.Mesh(devices, ("data", "model"))
+        >>> plan = splitbrain(loss, w, x, mesh=mesh)
+        >>> values, gradients = local_gradients(plan, loss)(plan.place(w), x)
+        >>> values.shape, gradients.shape
+        ((1,), (1, 2, 3))
     """
     layout = plan.layout(())
 
