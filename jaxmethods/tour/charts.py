@@ -103,6 +103,16 @@ def line_chart(
     return _frame(body, title)
 
 
+def standalone(chart: str) -> str:
+    """The chart as a file of its own, with the colours that a page would give it."""
+    style = (
+        ":root { --ink: #1d2430; --faint: #e2e4e6; --s0: #2456a6; --s1: #c4512d; "
+        "--s2: #2d8659; background: #fdfdfb } "
+        "text { fill: var(--ink); font: 12px system-ui, sans-serif }"
+    )
+    return chart.replace("<title>", f"<style>{style}</style><title>", 1) + "\n"
+
+
 def _legend(number: int, name: str, colour: str, dash: str) -> str:
     x, y = _WIDTH - _RIGHT - 150, _TOP + 12 + 16 * number
     return (

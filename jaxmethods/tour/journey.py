@@ -17,6 +17,7 @@ from jax.sharding import AxisType, Mesh
 
 from .. import shard
 from ..data import Images
+from .charts import standalone
 from .checkpoints import Checkpoints
 from .config import Settled, TourConfig, settle
 from .evaluation import measure_accuracy
@@ -313,7 +314,7 @@ def write_report(out: Path, findings: dict[str, Any]) -> None:
     files = {
         "index.html": report_page(findings),
         "findings.json": json.dumps(numbers, indent=1) + "\n",
-        "accuracy.svg": accuracy_chart(findings["accuracy"]) + "\n",
+        "accuracy.svg": standalone(accuracy_chart(findings["accuracy"])),
     }
     for name, content in files.items():
         try:
