@@ -136,16 +136,6 @@ def quantize_of_influence():
 # ------------------------------------------------------------------------------- bound
 
 
-def bound_of_sketch():
-    """Bounds through a random projection layer."""
-    S = sketch.sparse_stack(fresh(), 4, 5, k=2)
-    w = jax.random.normal(fresh(), (3, 4))
-    fn = lambda x: w @ jax.nn.relu(S @ x)  # noqa: E731
-    got = jax.jit(bound.crown(fn))(bound.Ball(XS[0], EPS))
-    dense = bound.crown(lambda x: w @ jax.nn.relu(S.dense() @ x))
-    close(got, dense(bound.Ball(XS[0], EPS)))
-
-
 def bound_of_quantize():
     """Certified under weight quantization: a box of half a step round every weight."""
     bits = 6
@@ -320,6 +310,7 @@ AWAITED = {
     ("quantize", "sketch"): "sketch.spectral",
     ("quantize", "shard"): "shard.int8",
     ("shard", "sketch"): "sketch.tree",
+    ("bound", "sketch"): "bound.linear_operator",
 }
 EMPTY = {("influence", "sketch")}
 
