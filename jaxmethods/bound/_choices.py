@@ -125,8 +125,10 @@ def _largest_entry(x: Bounds, entries: Callable[[Any, float], Any]) -> Planes:
     def upper(v: Any) -> Any:
         return jnp.where(wins, lower(v), 0)
 
+    # A window may hold nothing but padding.
+    base = jnp.where(jnp.max(low, axis=0) == -jnp.inf, -jnp.inf, jnp.zeros_like(top))
     terms = jnp.max(entries(largest(x), 0.0), axis=0)
-    return Planes(lower, jnp.zeros_like(top), upper, top, terms)
+    return Planes(lower, base, upper, top, terms)
 
 
 def _entries_of_axes(x: Any, axes: tuple[int, ...]) -> Any:

@@ -35,11 +35,11 @@ _INCREASING = frozenset(
         *("reduce_window_sum", "reshard", "rev", "select_and_gather_add", "squeeze"),
         *("select_and_scatter_add", "sharding_constraint", "slice", "split", "tile"),
         *("transpose", "unstack"),
-        *("max", "min", "clamp", "reduce_max", "reduce_min", "cummax", "cummin"),
+        *("max", "min", "reduce_max", "reduce_min", "cummax", "cummin"),
         *("reduce_window_max", "reduce_window_min", "sort", "and", "or", "reduce_and"),
         *("reduce_or", "sign", "floor", "ceil", "round", "exp", "exp2", "expm1"),
         *("tanh", "logistic", "erf", "atan", "asinh", "sinh", "cbrt", "softplus"),
-        *("selu", "hard_tanh"),
+        "selu",
     }
 )
 # Defined above a limit only: the limit, and whether it belongs to the domain.

@@ -67,14 +67,7 @@ def _absorb(found: _Merged, producers: dict[Variable, Node]) -> _Merged:
     """Moves a linear function down through the affine operations that it may absorb."""
     while True:
         node = producers.get(found.variable)
-        if node is None or not is_affine(node):
-            return found
-        if len(node.variables) != 1 or len(node.outputs) != 1:
-            return found
-        num_rows = found.rows.dense().shape[0]
-        weights = [a.size for a in node.inputs if not isinstance(a, Variable)]
-        is_layer = node.name in ("dot_general", "conv_general_dilated")
-        if is_layer and num_rows * node.variables[0].aval.size > weights[0]:
+        if node is None or not _may_be_absorbed(node, found):
             return found
         added, bias = offset(node), found.bias
         if added is not None:
@@ -83,6 +76,17 @@ def _absorb(found: _Merged, producers: dict[Variable, Node]) -> _Merged:
         rows = through_affine(node, [found.rows])[0]
         absorbed = found.num_absorbed + (node.name in SUMS)
         found = _Merged(node.variables[0], rows, bias, absorbed)
+
+
+def _may_be_absorbed(node: Node, found: _Merged) -> bool:
+    """Whether a node is affine in one value and merging it makes nothing larger."""
+    if not is_affine(node) or len(node.variables) != 1 or len(node.outputs) != 1:
+        return False
+    size = node.variables[0].aval.size
+    if node.name in ("dot_general", "conv_general_dilated"):
+        (weights,) = (a for a in node.inputs if not isinstance(a, Variable))
+        return found.rows.dense().shape[0] * size <= weights.size
+    return node.name in SUMS or size <= node.outputs[0].aval.size
 
 
 def _product(node: Node, found: _Merged) -> Iterable[Node]:

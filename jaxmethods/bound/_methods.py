@@ -19,6 +19,7 @@ from ._flow import (
     start,
     visit,
 )
+from ._products import without_nan
 from ._sets import Bounds
 from ._trace import trace
 
@@ -152,7 +153,7 @@ def _linear(fn: Callable[..., Any], method: str, side: str) -> Callable[..., Bou
         flow = _walk(fn, args, f"bound.{method}", linear=True, refine=method == "crown")
 
         def best(v: Variable) -> Bounds:
-            if v in flow.settled:
+            if v in flow.settled or not jnp.issubdtype(v.dtype, jnp.floating):
                 return flow.bounds[v]
             found = concretize(flow, backward(flow, v, side), v, side)
             return meet(flow.bounds[v], found)
@@ -258,13 +259,9 @@ def _planes(flow: Flow, atom: Any) -> LinearBounds:
         slope, upper_slope = jnp.split(slope, 2)
         low, high = jnp.split(low, 2)[0], -jnp.split(low, 2)[1]
         upper_slope = -upper_slope
+    low, high = without_nan(Bounds(low.reshape(atom.shape), high.reshape(atom.shape)))
     shape = (*atom.shape, *x.shape)
-    return LinearBounds(
-        slope.reshape(shape),
-        low.reshape(atom.shape),
-        upper_slope.reshape(shape),
-        high.reshape(atom.shape),
-    )
+    return LinearBounds(slope.reshape(shape), low, upper_slope.reshape(shape), high)
 
 
 def _slope(state: Pass, x: Variable, atom: Variable) -> jax.Array:

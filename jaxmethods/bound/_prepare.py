@@ -1,8 +1,8 @@
 """Rewrites a graph into the operations that have bound rules; values stay the same.
 
 Composite functions are matched; products run at full precision; a quotient becomes a
-product with a reciprocal, `x * x` a square, a power what it is made of; elementwise
-operations of different shapes get operands of one shape.
+product with a reciprocal, `x * x` a square, a power what it is made of, a clamp a
+maximum and a minimum; elementwise operations get operands of one shape.
 """
 
 import dataclasses
@@ -99,10 +99,21 @@ def _power(node: Node) -> list[Node]:
     return [log, scaled, _step(node, "exp", scaled.outputs, jnp.exp)]
 
 
+def _clamp(node: Node) -> list[Node]:
+    """lax.clamp(low, x, high) or jax.nn.hard_tanh(x) as a maximum, then a minimum."""
+    low, x, high = node.inputs if node.name == "clamp" else (-1.0, *node.inputs, 1.0)
+    if not isinstance(x, Variable):
+        return [node]
+    raised = _step(node, "max", (x, low), jnp.maximum, Variable(x.aval))
+    return [raised, _step(node, "min", (raised.outputs[0], high), jnp.minimum)]
+
+
 _REWRITES: dict[str, Callable[[Node], Sequence[Node]]] = {
+    "clamp": _clamp,
     "conv_general_dilated": _full_precision,
     "div": _quotient,
     "dot_general": _full_precision,
+    "hard_tanh": _clamp,
     "integer_pow": _integer_power,
     "mul": _product,
     "pow": _power,

@@ -107,16 +107,22 @@ def num_terms(node: Node) -> int:
 
 
 def outward(bounds: Bounds, error: float) -> Bounds:
-    """Moves both ends outward by a relative error; keeps zeros, signs, infinities."""
-    return Bounds(_lower(bounds.lower, error), _upper(bounds.upper, error))
+    """Moves both ends outward by a relative error; keeps zeros and signs.
+
+    A lower end that has overflowed to infinity becomes the largest finite number, so
+    that it stays below the value; likewise an upper end.
+    """
+    lower, upper = bounds
+    most = jnp.finfo(lower.dtype).max
+    shrink, grow = 1 - error, 1 + error
+    return Bounds(
+        jnp.minimum(lower * _factor(lower, shrink, grow), most),
+        jnp.maximum(upper * _factor(upper, grow, shrink), -most),
+    )
 
 
-def _lower(x: Any, error: float) -> Any:
-    return x * jnp.where(x > 0, 1 - error, 1 + error).astype(x.dtype)
-
-
-def _upper(x: Any, error: float) -> Any:
-    return x * jnp.where(x > 0, 1 + error, 1 - error).astype(x.dtype)
+def _factor(x: Any, positive: float, negative: float) -> Any:
+    return jnp.where(x > 0, positive, negative).astype(x.dtype)
 
 
 def largest(bounds: Bounds) -> Any:

@@ -91,8 +91,10 @@ Rows = Dense | Diagonal | Patches
 
 
 def with_flat(rows: Kind, flat: Any) -> Kind:
-    """Rows of the same kind with other coefficients, perhaps more rows."""
-    return replace(rows, values=flat.reshape(-1, *rows.values.shape[1:]))
+    """Rows of the same kind with other coefficients, perhaps twice as many rows."""
+    shape = rows.values.shape
+    same = flat.size == rows.values.size
+    return replace(rows, values=flat.reshape(shape if same else (-1, *shape[1:])))
 
 
 def negated(rows: Kind) -> Kind:

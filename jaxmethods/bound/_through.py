@@ -1,7 +1,7 @@
 """How operations transform rows: the steps of a backward pass."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -46,10 +46,15 @@ def through_affine(node: Node, rows: Sequence[Rows | None]) -> list[Rows]:
     if is_plain_convolution(node):
         values = jax.vmap(transposed_convolution(node))(cotangents[0])
         return [Dense(materialized(values))]
-    primals = [v.aval for v in node.variables]
-    transpose = jax.linear_transpose(linear_part(node), *primals)
-    found = jax.vmap(transpose)(cotangents)
+    found = jax.vmap(_transpose(node))(cotangents)
     return [Dense(materialized(v) if node.name == "dot_general" else v) for v in found]
+
+
+def _transpose(node: Node) -> Callable[[list[Any]], Sequence[Any]]:
+    linear = linear_part(node)
+    if node.name == "scatter":  # jax transposes it where indices are declared unique
+        return jax.vjp(linear, *map(zeros_of, node.variables))[1]
+    return jax.linear_transpose(linear, *(v.aval for v in node.variables))
 
 
 def _short_cut(node: Node, rows: Rows) -> list[Rows] | None:

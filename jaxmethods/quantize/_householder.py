@@ -99,40 +99,42 @@ def fit_householder(ranges: jax.Array) -> Householder:
     n = ranges.shape[0]
     tiny = jnp.finfo(ranges.dtype).tiny
     ranges = jnp.maximum(ranges, jnp.maximum(_SMALLEST_RANGE * ranges.max(), tiny))
-    order = jnp.argsort(-ranges).astype(jnp.int32)
-    ranges = ranges[order]
-    total = jnp.cumsum(ranges)
     rank = jnp.arange(n, dtype=jnp.int32)
+    descending, order = jax.lax.sort((-ranges, rank), num_keys=1)
+    ranges = -descending
+    total = jnp.cumsum(ranges)
 
     enough = (n - 1 - rank) * ranges > total
     num_groups = jnp.max(jnp.where(enough, rank + 1, 1))
     # Equal ranges are a tie that rounding may decide either way.
     num_groups = jnp.minimum(num_groups, _most_groups(n))
     num_followers = n - num_groups
-    share = total / total[num_groups - 1]
+    leader = rank < num_groups
+    share = total / jnp.max(jnp.where(leader, total, 0))
     end = jnp.floor(num_followers * share + 0.5).astype(jnp.int32)
     start = jnp.concatenate([jnp.zeros_like(end[:1]), end[:-1]])
 
-    leader = rank < num_groups
-    follower = rank - num_groups
-    # The groups that end at or before each follower: followers are counted from 0, so
-    # a histogram does, where a search is refused in a partly manual shard_map.
-    ended = jnp.cumsum(jnp.zeros_like(order).at[end].add(1, mode="drop"))
-    group = jnp.where(leader, rank, ended[jnp.maximum(follower, 0)])
-    group = jnp.minimum(group, num_groups - 1)
-    size = (end - start + 1)[group]
-    largest_follower = ranges[jnp.minimum(num_groups + start, n - 1)][group]
-    ratio = _follower_scale(ranges[group], largest_follower, size)
+    # The groups that end at or before each follower: they are counted in ranks, so a
+    # histogram does, where a search is refused in a partly manual shard_map.
+    ended = jnp.cumsum(jnp.zeros_like(rank).at[end + num_groups].add(1, mode="drop"))
+    group = jnp.minimum(jnp.where(leader, rank, ended), num_groups - 1)
+    largest_follower = ranges[jnp.minimum(num_groups + start, n - 1)]
+    sizes = (end - start + 1).astype(ranges.dtype)
+    leader_range, follower_range, size = jnp.stack([ranges, largest_follower, sizes])[
+        :, group
+    ]
+    ratio = _follower_scale(leader_range, follower_range, size)
     scale = jnp.where(leader, 1, ratio).astype(jnp.float32)
-    place = jnp.zeros_like(order).at[order].set(rank, unique_indices=True)
-    return Householder(group[place], size[place], leader[place], scale[place])
+    # Back to the order of the rows.
+    found = (order, group, size.astype(jnp.int32), leader, scale)
+    return Householder(*jax.lax.sort(found, num_keys=1)[1:])
 
 
 def _follower_scale(
     leader: jax.Array, follower: jax.Array, size: jax.Array
 ) -> jax.Array:
     """The scale of followers where that of their leader is 1, from the two ranges."""
-    size = jnp.maximum(size, 2).astype(leader.dtype)  # one row alone has no followers
+    size = jnp.maximum(size, 2)  # one row alone has no followers
     root = jnp.sqrt(size)
     # Entries of Q: 1 / root by the leader, 1 - other on the diagonal, -other elsewhere,
     # where a group of two has none.

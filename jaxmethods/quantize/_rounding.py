@@ -26,7 +26,8 @@ def row_column_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         Wellons 2018, Prospecting for hash functions: shifts and multipliers.
     """
     row = jax.lax.broadcasted_iota(jnp.uint32, (shape[0], 1), 0)
-    first, second = (random_bits(key, row, stream) for stream in (0, 1))
+    streams = jax.lax.broadcasted_iota(jnp.uint32, (1, 2), 1)
+    first, second = jnp.split(random_bits(key, row, streams), 2, axis=1)
     column = jax.lax.broadcasted_iota(jnp.uint32, (1, shape[1]), 1)
     # The odd multiple spreads neighbouring columns over the upper bits at once.
     bits = column * jnp.uint32(0x9E3779B9) + first

@@ -50,7 +50,9 @@ def wire(fn: Callable[..., Any]) -> Callable[..., Wire]:
     @functools.wraps(fn)
     def measure(*args: Any, **kwargs: Any) -> Wire:
         lower = getattr(fn, "lower", None) or jax.jit(fn).lower
-        hlo = lower(*args, **kwargs).compile().as_text()
+        # Collectives are settled before machine code is made, which nothing will run.
+        fast = {"xla_backend_optimization_level": 0}
+        hlo = lower(*args, **kwargs).compile(compiler_options=fast).as_text()
         if hlo is None:
             raise NotImplementedError(
                 "the compiled program has no text here; wanted one: measure on CPU."

@@ -23,7 +23,14 @@ class Checkpoints:
         text = json.dumps(settings, sort_keys=True)
         name = hashlib.sha256(text.encode()).hexdigest()[:12]
         self.folder = (folder / name).resolve()
-        self.manager = ocp.CheckpointManager(self.folder)
+        # One replica writes an array: to share the work, each would slice its part off
+        # in a program of its own, which takes seconds to compile for all arrays.
+        whole = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+        handlers = ocp.type_handlers.create_type_handler_registry((jax.Array, whole))
+        self.manager = ocp.CheckpointManager(
+            self.folder,
+            item_handlers=ocp.PyTreeCheckpointHandler(type_handler_registry=handlers),
+        )
 
     def steps(self) -> list[int]:
         """The steps that are saved, ascending."""
@@ -31,7 +38,7 @@ class Checkpoints:
 
     def save(self, step: int, state: Any) -> None:
         """Saves the state after `step` steps, and waits until it is on the disk."""
-        self.manager.save(step, args=ocp.args.StandardSave(state))
+        self.manager.save(step, args=ocp.args.PyTreeSave(state))
         self.manager.wait_until_finished()
 
     def restore(self, step: int, like: Any) -> Any:
@@ -41,8 +48,10 @@ class Checkpoints:
             ValueError: The checkpoint is damaged, or of another network.
         """
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        layout = ocp.checkpoint_utils.construct_restore_args(shapes)
         try:
-            return self.manager.restore(step, args=ocp.args.StandardRestore(shapes))
+            wanted = ocp.args.PyTreeRestore(shapes, restore_args=layout)
+            return self.manager.restore(step, args=wanted)
         except Exception as error:
             raise ValueError(
                 f"the checkpoint {self.folder / str(step)} cannot be read "

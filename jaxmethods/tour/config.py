@@ -36,7 +36,7 @@ class TourConfig(NamedTuple):
         if self.steps is not None:
             return self.steps
         if self.quick:
-            return 80
+            return 60
         return 500 if self.data is None else 1500
 
 

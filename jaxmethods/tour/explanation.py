@@ -49,13 +49,13 @@ class Mistake(NamedTuple):
     scores: list[float]
 
 
-def plant_errors(train: Images, key: jax.Array) -> Planted:
+def plant_errors(train: Images, seed: int) -> Planted:
     """Replaces one label in twenty by another class, drawn uniformly."""
-    draw_which, draw_shift = jax.random.split(key)
+    random = np.random.default_rng(seed)
     total = len(train.labels)
     count = max(1, round(_PLANTED_SHARE * total))
-    which = np.asarray(jax.random.permutation(draw_which, total))[:count]
-    shift = np.asarray(jax.random.randint(draw_shift, (count,), 1, 10))
+    which = random.permutation(total)[:count]
+    shift = random.integers(1, 10, count)
     labels = train.labels.copy()
     labels[which] = (labels[which] + shift) % 10
     wrong = np.zeros(total, bool)

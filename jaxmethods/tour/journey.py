@@ -35,7 +35,7 @@ from .progress import progress
 from .summary import print_summary
 from .training import CODEC, Batch, Trainer, TrainState, learning_rate, make_trainer
 
-_SAVES = 8  # checkpoints of a training; the last four serve the explanations
+_SAVES = 6  # checkpoints of a training; the last four serve the explanations
 _RANKED = 10_000  # training examples that influence looks at, at most
 
 
@@ -104,7 +104,7 @@ def _set_up(settled: Settled) -> tuple[_Setting, Any]:
     apply: Callable[..., Any] = net.apply
     image_shape = split.train.images.shape[1:]
     params = init_params(net, jax.random.fold_in(key, 0), image_shape)
-    planted = plant_errors(split.train, jax.random.fold_in(key, 1))
+    planted = plant_errors(split.train, config.seed)
     batch = tuple(a[: config.batch] for a in planted.train)
 
     def loss(params: Any, batch: Any) -> jax.Array:
@@ -136,8 +136,8 @@ def _batch(setting: _Setting, number: int, key: jax.Array) -> Batch:
     train, size = setting.planted.train, setting.settled.config.batch
     each = len(train.labels) // size
     epoch, place = divmod(number, each)
-    shuffle = jax.random.fold_in(jax.random.fold_in(setting.key, 2), epoch)
-    order = np.asarray(jax.random.permutation(shuffle, len(train.labels)))
+    shuffle = np.random.default_rng((setting.settled.config.seed, epoch))
+    order = shuffle.permutation(len(train.labels))
     rows = order[place * size : (place + 1) * size]
     return Batch(
         train.images[rows],
@@ -215,12 +215,16 @@ def _costs(setting: _Setting, state: TrainState) -> dict[str, Any]:
     draws = 8 if config.quick else 32
     numbers = progress(range(draws), "noise of the gradient", draws)
 
-    def draw(number: int) -> Any:
-        again = jax.tree.map(jnp.copy, state)  # a step consumes the state it is given
-        noise = jax.random.fold_in(batch.key, number)
-        return trainer.drawn(trainer.step(again, batch._replace(key=noise)))
+    @jax.jit
+    def again(state: TrainState) -> TrainState:
+        return jax.tree.map(jnp.copy, state)  # a step consumes the state it is given
 
-    noise = gradient_noise(map(draw, numbers), trainer.exact(state.params, batch))
+    def draw(number: int) -> Any:
+        noise = jax.random.fold_in(batch.key, number)
+        return trainer.drawn(trainer.step(again(state), batch._replace(key=noise)))
+
+    exact = trainer.exact(jax.device_get(state.params), batch)
+    noise = gradient_noise(map(draw, numbers), exact)
     wire = exchange_bytes(setting.plan, CODEC, state.params)
     replicated = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
     held = bytes_a_device(state.params)

@@ -32,6 +32,7 @@ def gradient_noise(draws: Iterable[Any], exact: Any) -> dict[str, LayerNoise]:
         draws: At least two gradients under keys of their own, trees like `exact`.
         exact: The gradient without quantization.
     """
+    exact = jax.device_get(exact)
     first = jax.tree.map(lambda e: np.zeros(e.shape), exact)
     second = jax.tree.map(lambda e: 0.0, exact)
     count = 0
