@@ -1,6 +1,7 @@
 """Clean, attacked and certified accuracy over a range of radii."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 
 from ..data import Images
 from ..robust import pgd
+from .compiling import compiled
 from .objective import Apply, cross_entropy, lower_margins
 from .progress import progress
 
@@ -35,47 +37,63 @@ def chunks(images: Images, size: int) -> Iterator[tuple[np.ndarray, ...]]:
         yield (*padded, mask)
 
 
-def measure_accuracy(
+def accuracy_meter(
     apply: Apply, params: Any, test: Images, eps: list[float]
-) -> Accuracy:
-    """Counts, over a test set, what the network gets right at each radius.
+) -> Callable[[Any], Accuracy]:
+    """Counts, over a test set, what a network gets right at each radius.
 
     Attacked: PGD in the linf ball, 20 steps of eps / 8 from the image itself; right
     means right at the end point of the highest loss met. Certified: all lower margins
     of CROWN-IBP positive, over the ball clipped to [0, 1].
+
+    Args:
+        apply: `apply(params, image) -> logits` of one image.
+        params: Parameters of the shapes to come.
+        test: What to count over.
+        eps: The radii.
+
+    Returns:
+        `measure(params) -> Accuracy`, its programs compiled already.
     """
-    clean = _counter(apply, _is_right)
-    attacked = _counter(apply, _survives)
-    certified = _counter(apply, _is_certified)
+    like = params, *next(chunks(test, _CHUNK)), np.float32(0)
+    clean, attacked, certified = (
+        compiled(partial(_count, apply, holds), *like)
+        for holds in (_is_right, _survives, _is_certified)
+    )
     total = len(test.labels)
     count = -(-total // _CHUNK) * (1 + 2 * len(eps))
-    sums = np.zeros((3, len(eps)))
 
-    def work() -> Iterator[None]:
-        for piece in chunks(test, _CHUNK):
-            sums[0] += clean(params, *piece, 0.0)
-            yield
-            for row, fn in ((1, attacked), (2, certified)):
-                for k, e in enumerate(eps):
-                    sums[row, k] += fn(params, *piece, e)
-                    yield
+    def measure(params: Any) -> Accuracy:
+        sums = np.zeros((3, len(eps)))
 
-    for _ in progress(work(), "accuracy and certificates", count):
-        pass
-    shares = sums / total
-    return Accuracy(eps, float(shares[0, 0]), shares[1].tolist(), shares[2].tolist())
+        def work() -> Iterator[None]:
+            for piece in chunks(test, _CHUNK):
+                sums[0] += clean(params, *piece, np.float32(0))
+                yield
+                for row, fn in ((1, attacked), (2, certified)):
+                    for k, e in enumerate(eps):
+                        sums[row, k] += fn(params, *piece, np.float32(e))
+                        yield
+
+        for _ in progress(work(), "accuracy and certificates", count):
+            pass
+        shares = sums / total
+        return Accuracy(eps, float(shares[0, 0]), *shares[1:].tolist())
+
+    return measure
 
 
-def _counter(apply: Apply, holds: Callable[..., jax.Array]) -> Callable[..., int]:
+def _count(
+    apply: Apply,
+    holds: Callable[..., jax.Array],
+    params: Any,
+    x: jax.Array,
+    y: jax.Array,
+    mask: jax.Array,
+    eps: jax.Array,
+) -> jax.Array:
     """How many real examples of a chunk satisfy a predicate."""
-
-    @jax.jit
-    def count(
-        params: Any, x: jax.Array, y: jax.Array, mask: jax.Array, eps: jax.Array
-    ) -> jax.Array:
-        return jnp.sum(holds(apply, params, x, y, eps) & mask)
-
-    return lambda *args: int(count(*args[:-1], jnp.float32(args[-1])))
+    return jnp.sum(holds(apply, params, x, y, eps) & mask)
 
 
 def _logits(apply: Apply, params: Any, images: jax.Array) -> jax.Array:

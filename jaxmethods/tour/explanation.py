@@ -1,5 +1,6 @@
 """Which training labels are wrong, and which digits led to the worst mistakes."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,10 +10,13 @@ import numpy as np
 
 from .. import influence
 from ..data import Images
+from .compiling import compiled
 from .objective import Apply, example_loss
 
 _PLANTED_SHARE = 0.05
 _INSPECTED = np.linspace(0, 1, 51)
+_MISTAKES = 4
+_OPPONENTS = 6
 
 
 class Planted(NamedTuple):
@@ -63,26 +67,40 @@ def plant_errors(train: Images, seed: int) -> Planted:
     return Planted(Images(train.images, labels), wrong)
 
 
-def find_label_errors(
-    apply: Apply, checkpoints: Any, learning_rates: list[float], planted: Planted
-) -> LabelErrors:
-    """Ranks training examples by self-influence over the checkpoints."""
+def label_error_finder(
+    apply: Apply, checkpoints: Any, planted: Planted
+) -> Callable[[Any, list[float]], LabelErrors]:
+    """Ranks training examples by self-influence over checkpoints.
+
+    Args:
+        apply: `apply(params, image) -> logits` of one image.
+        checkpoints: Stacked parameters of the shapes to come.
+        planted: What to rank.
+
+    Returns:
+        `find(checkpoints, learning_rates) -> LabelErrors`, compiled already.
+    """
     loss = partial(example_loss, apply)
-    rates = jnp.asarray(learning_rates)
-    examples = jax.tree.map(jnp.asarray, tuple(planted.train))
-    scores = jax.jit(influence.self_influence(loss))(checkpoints, rates, examples)
-    losses = jax.jit(lambda c: _sum_of_losses(loss, c, examples))(checkpoints)
-    ranking = np.argsort(-np.asarray(scores), kind="stable")
-    by_loss = np.argsort(-np.asarray(losses), kind="stable")
-    found = _found(planted.wrong[ranking])
-    top = planted.wrong[ranking][: round(0.2 * len(ranking))]
-    return LabelErrors(
-        ranking,
-        found,
-        _found(planted.wrong[by_loss]),
-        _INSPECTED.tolist(),
-        float(top.sum() / planted.wrong.sum()),
-    )
+    examples = tuple(planted.train)
+    rates = np.zeros(len(jax.tree.leaves(checkpoints)[0]), np.float32)
+    scores = compiled(influence.self_influence(loss), checkpoints, rates, examples)
+    losses = compiled(partial(_sum_of_losses, loss), checkpoints, examples)
+
+    def find(checkpoints: Any, learning_rates: list[float]) -> LabelErrors:
+        rates = np.asarray(learning_rates, np.float32)
+        suspicion = np.asarray(scores(checkpoints, rates, examples))
+        ranking = np.argsort(-suspicion, kind="stable")
+        by_loss = np.argsort(-np.asarray(losses(checkpoints, examples)), kind="stable")
+        top = planted.wrong[ranking][: round(0.2 * len(ranking))]
+        return LabelErrors(
+            ranking,
+            _found(planted.wrong[ranking]),
+            _found(planted.wrong[by_loss]),
+            _INSPECTED.tolist(),
+            float(top.sum() / planted.wrong.sum()),
+        )
+
+    return find
 
 
 def _sum_of_losses(loss: Any, checkpoints: Any, examples: Any) -> jax.Array:
@@ -97,44 +115,61 @@ def _found(wrong: np.ndarray) -> list[float]:
     return reached[np.round(_INSPECTED * len(wrong)).astype(int)].tolist()
 
 
-def explain_mistakes(
-    apply: Apply,
-    checkpoints: Any,
-    learning_rates: list[float],
-    train: Images,
-    test: Images,
-    *,
-    count: int = 4,
-    opponents: int = 6,
-) -> list[Mistake]:
-    """The misclassified test examples of the highest loss, and who raised it most."""
-    loss = partial(example_loss, apply)
-    last = jax.tree.map(lambda leaf: leaf[-1], checkpoints)
-    examples = jax.tree.map(jnp.asarray, tuple(test))
+def mistake_explainer(
+    apply: Apply, checkpoints: Any, train: Images, test: Images
+) -> Callable[[Any, list[float]], list[Mistake]]:
+    """The misclassified test examples of the highest loss, and who raised it most.
 
-    @jax.jit
-    def answers(params: Any) -> tuple[jax.Array, jax.Array]:
+    Args:
+        apply: `apply(params, image) -> logits` of one image.
+        checkpoints: Stacked parameters of the shapes to come.
+        train: Where the culprits are looked for.
+        test: Where the mistakes are looked for.
+
+    Returns:
+        `explain(checkpoints, learning_rates)`, compiled already: at most four mistakes.
+    """
+    loss = partial(example_loss, apply)
+    pool, asked = tuple(train), tuple(test)
+
+    def answers(params: Any, examples: Any) -> tuple[jax.Array, jax.Array]:
         def one(example: Any) -> tuple[jax.Array, jax.Array]:
             return loss(params, example), jnp.argmax(apply(params, example[0]))
 
         return jax.lax.map(one, examples, batch_size=256)
 
-    losses, predicted = map(np.asarray, answers(last))
-    losses = np.where(predicted == test.labels, -np.inf, losses)
-    worst = [int(i) for i in np.argsort(-losses)[:count] if np.isfinite(losses[i])]
-    if not worst:
-        return []
-    # Always `count` queries, so that one compiled program serves any number found.
-    rows = np.resize(worst, count)
-    queries = jax.tree.map(lambda a: a[rows], examples)
-    pool = jax.tree.map(jnp.asarray, tuple(train))
-    scores = jax.jit(influence.tracin(loss))(
-        checkpoints, jnp.asarray(learning_rates), pool, queries
-    )
-    mistakes = []
-    for index, row in zip(worst, np.asarray(scores), strict=False):
-        order = np.argsort(row, kind="stable")[:opponents]
-        mistakes.append(
-            Mistake(index, int(predicted[index]), order.tolist(), row[order].tolist())
-        )
-    return mistakes
+    def queries(rows: Any) -> Any:
+        return jax.tree.map(lambda a: a[rows], asked)
+
+    last = jax.tree.map(lambda leaf: leaf[-1], checkpoints)
+    rates = np.zeros(len(jax.tree.leaves(checkpoints)[0]), np.float32)
+    answer = compiled(answers, last, asked)
+    first = queries(np.zeros(_MISTAKES, int))
+    influences = compiled(influence.tracin(loss), checkpoints, rates, pool, first)
+
+    def explain(checkpoints: Any, learning_rates: list[float]) -> list[Mistake]:
+        last = jax.tree.map(lambda leaf: leaf[-1], checkpoints)
+        losses, predicted = map(np.asarray, answer(last, asked))
+        losses = np.where(predicted == test.labels, -np.inf, losses)
+        order = np.argsort(-losses)[:_MISTAKES]
+        worst = [int(i) for i in order if np.isfinite(losses[i])]
+        if not worst:
+            return []
+        rates = np.asarray(learning_rates, np.float32)
+        # The compiled program takes as many queries as there may be mistakes.
+        rows = np.resize(worst, _MISTAKES)
+        scores = np.asarray(influences(checkpoints, rates, pool, queries(rows)))
+        mistakes = []
+        for index, row in zip(worst, scores, strict=False):
+            culprits = np.argsort(row, kind="stable")[:_OPPONENTS]
+            mistakes.append(
+                Mistake(
+                    index,
+                    int(predicted[index]),
+                    culprits.tolist(),
+                    row[culprits].tolist(),
+                )
+            )
+        return mistakes
+
+    return explain

@@ -20,33 +20,31 @@ from ..data import Images
 from .charts import standalone
 from .checkpoints import Checkpoints
 from .config import Settled, TourConfig, settle
-from .evaluation import measure_accuracy
-from .explanation import Planted, explain_mistakes, find_label_errors, plant_errors
-from .measurements import (
-    bytes_a_device,
-    exchange_bytes,
-    gradient_noise,
-)
+from .explanation import Planted, plant_errors
+from .measurements import bytes_a_device, gradient_noise
 from .network import DigitNet, init_params
 from .objective import example_loss, radius
 from .page import accuracy_chart, report_page
 from .pictures import data_uri
+from .programs import Programs, compile_programs
 from .progress import progress
 from .summary import print_summary
-from .training import CODEC, Batch, Trainer, TrainState, learning_rate, make_trainer
+from .training import Batch, Trainer, TrainState, learning_rate, make_trainer
 
-_SAVES = 6  # checkpoints of a training; the last four serve the explanations
+_SAVES = 6  # checkpoints of a training
+_EXPLAINING = 4  # the last of them, which the explanations read
 _RANKED = 10_000  # training examples that influence looks at, at most
 
 
 class _Setting(NamedTuple):
-    """What every stage needs."""
+    """What every stage needs; influence ranks `ranked`, accuracy counts over `test`."""
 
     settled: Settled
     apply: Any
     key: jax.Array
     planted: Planted
-    plan: Any
+    ranked: Planted
+    test: Images
     trainer: Trainer
 
 
@@ -63,8 +61,10 @@ def run_tour(config: TourConfig) -> dict[str, Any]:
     checkpoints = Checkpoints(config.out / "checkpoints", _identity(settled))
     try:
         with _left_exact() as exact:
-            state, trained_s = _train(setting, params, checkpoints)
-            findings = _findings(setting, state, checkpoints)
+            state = setting.trainer.init(params)
+            programs = _compile(setting, state)
+            state, trained_s = _train(setting, programs, state, checkpoints)
+            findings = _findings(setting, programs, state, checkpoints)
         findings["gradient"]["left_exact"] = sorted(exact)
         findings["machine"] = _machine(began, trained_s)
         write_report(config.out, findings)
@@ -113,7 +113,26 @@ def _set_up(settled: Settled) -> tuple[_Setting, Any]:
 
     plan = shard.splitbrain(loss, params, batch, mesh=mesh)
     trainer = make_trainer(apply, plan, num_steps=config.num_steps, eps=config.eps)
-    return _Setting(settled, apply, key, planted, plan, trainer), params
+    ranked = Planted(
+        Images(*(a[:_RANKED] for a in planted.train)), planted.wrong[:_RANKED]
+    )
+    test = Images(*(a[: 256 if config.quick else 2048] for a in split.test))
+    setting = _Setting(settled, apply, key, planted, ranked, test, trainer)
+    return setting, params
+
+
+def _compile(setting: _Setting, state: TrainState) -> Programs:
+    num_steps, eps = setting.settled.config.num_steps, setting.settled.config.eps
+    return compile_programs(
+        setting.apply,
+        setting.trainer,
+        state,
+        _batch(setting, 0, setting.key),
+        ranked=setting.ranked,
+        test=setting.test,
+        radii=[0.0, eps / 4, eps / 2, eps, 1.5 * eps],
+        num_checkpoints=len(_saved_steps(num_steps)[-_EXPLAINING:]),
+    )
 
 
 def _identity(settled: Settled) -> dict[str, Any]:
@@ -152,12 +171,11 @@ def _saved_steps(num_steps: int) -> list[int]:
 
 
 def _train(
-    setting: _Setting, params: Any, checkpoints: Checkpoints
+    setting: _Setting, programs: Programs, state: TrainState, checkpoints: Checkpoints
 ) -> tuple[TrainState, float]:
     """Trains to the end, from the last checkpoint if there is one."""
     began = time.monotonic()
     num_steps = setting.settled.config.num_steps
-    state = setting.trainer.init(params)
     done = checkpoints.steps()
     start = done[-1] if done else 0
     if start:
@@ -167,7 +185,7 @@ def _train(
     saves = _saved_steps(num_steps)
     numbers = range(start, num_steps)
     for number in progress(numbers, "training", num_steps, start=start):
-        state = setting.trainer.step(state, _batch(setting, number, key))
+        state = programs.step(state, _batch(setting, number, key))
         jax.block_until_ready(state.loss)
         if number + 1 in saves:
             checkpoints.save(number + 1, state)
@@ -175,14 +193,11 @@ def _train(
 
 
 def _findings(
-    setting: _Setting, state: TrainState, checkpoints: Checkpoints
+    setting: _Setting, programs: Programs, state: TrainState, checkpoints: Checkpoints
 ) -> dict[str, Any]:
     config, split, mesh = setting.settled
     num_steps = config.num_steps
-    params = jax.device_get(state.params)
-    test = Images(*(a[: 256 if config.quick else 2048] for a in split.test))
-    radii = sorted({0.0, config.eps / 4, config.eps / 2, config.eps, 1.5 * config.eps})
-    accuracy = measure_accuracy(setting.apply, params, test, radii)
+    accuracy = programs.measure(jax.device_get(state.params))
     grown = radius(np.arange(num_steps), num_steps, config.eps)
     findings: dict[str, Any] = {
         "settings": {
@@ -196,19 +211,19 @@ def _findings(
         "data": {
             "name": split.name,
             "num_train": len(split.train.labels),
-            "num_test": len(test.labels),
+            "num_test": len(setting.test.labels),
             "height": split.train.images.shape[1],
             "width": split.train.images.shape[2],
         },
         "training": {"loss": np.asarray(state.loss).tolist(), "eps": grown.tolist()},
         "accuracy": accuracy._asdict(),
     }
-    findings |= _costs(setting, state)
-    findings |= _explanations(setting, state, checkpoints, test)
+    findings |= _costs(setting, programs, state)
+    findings |= _explanations(setting, programs, state, checkpoints)
     return findings
 
 
-def _costs(setting: _Setting, state: TrainState) -> dict[str, Any]:
+def _costs(setting: _Setting, programs: Programs, state: TrainState) -> dict[str, Any]:
     """Noise of the gradient, bytes on the wire, bytes on a device."""
     config, trainer = setting.settled.config, setting.trainer
     batch = _batch(setting, config.num_steps - 1, jax.random.fold_in(setting.key, 4))
@@ -221,11 +236,10 @@ def _costs(setting: _Setting, state: TrainState) -> dict[str, Any]:
 
     def draw(number: int) -> Any:
         noise = jax.random.fold_in(batch.key, number)
-        return trainer.drawn(trainer.step(again(state), batch._replace(key=noise)))
+        return trainer.drawn(programs.step(again(state), batch._replace(key=noise)))
 
-    exact = trainer.exact(jax.device_get(state.params), batch)
+    exact = programs.exact(jax.device_get(state.params), batch)
     noise = gradient_noise(map(draw, numbers), exact)
-    wire = exchange_bytes(setting.plan, CODEC, state.params)
     replicated = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
     held = bytes_a_device(state.params)
     return {
@@ -233,34 +247,31 @@ def _costs(setting: _Setting, state: TrainState) -> dict[str, Any]:
             "draws": draws,
             "layers": {name: noise[name]._asdict() for name in noise},
         },
-        "wire": wire._asdict(),
+        "wire": programs.wire._asdict(),
         "memory": {
             "data_parallel_bytes": replicated,
-            "plan_bytes": int(setting.plan.parameter_bytes),
+            "plan_bytes": int(trainer.plan.parameter_bytes),
             "measured_bytes": held,
             "dense_share": held / replicated,
-            "table": str(setting.plan),
+            "table": str(trainer.plan),
         },
     }
 
 
 def _explanations(
-    setting: _Setting, state: TrainState, checkpoints: Checkpoints, test: Images
+    setting: _Setting, programs: Programs, state: TrainState, checkpoints: Checkpoints
 ) -> dict[str, Any]:
     """Label errors found, and the digits behind the worst mistakes."""
     num_steps = setting.settled.config.num_steps
-    steps = checkpoints.steps()[-4:]
+    steps = checkpoints.steps()[-_EXPLAINING:]
     kept = [jax.device_get(checkpoints.restore(s, state).params) for s in steps]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *kept)
     rate: Callable[[int], Any] = learning_rate(num_steps)
     rates = [float(rate(step - 1)) for step in steps]
-    planted = setting.planted
-    ranked = Planted(
-        Images(*(a[:_RANKED] for a in planted.train)), planted.wrong[:_RANKED]
-    )
+    ranked, test = setting.ranked, setting.test
     print("influence: self-influence of the training set, and of the worst mistakes")
-    errors = find_label_errors(setting.apply, stacked, rates, ranked)
-    mistakes = explain_mistakes(setting.apply, stacked, rates, ranked.train, test)
+    errors = programs.find(stacked, rates)
+    mistakes = programs.explain(stacked, rates)
     return {
         "labels": {
             "planted": int(ranked.wrong.sum()),

@@ -63,6 +63,7 @@ class Trainer(NamedTuple):
     """The functions of a training on a mesh.
 
     Attributes:
+        plan: Which layers are split, on which mesh.
         init: `init(params) -> TrainState`, placed on the mesh.
         step: `step(state, batch) -> TrainState`, jitted; consumes the state.
         drawn: `drawn(state)`: the mean over groups of the gradients that the last step
@@ -70,10 +71,11 @@ class Trainer(NamedTuple):
         exact: `exact(params, batch)`: the gradient without quantization, on one device.
     """
 
+    plan: shard.Plan
     init: Callable[[Any], TrainState]
-    step: Callable[[TrainState, Batch], TrainState]
+    step: Any
     drawn: Callable[[TrainState], Any]
-    exact: Callable[[Any, Batch], Any]
+    exact: Any
 
 
 def learning_rate(num_steps: int) -> optax.Schedule:
@@ -138,7 +140,7 @@ def make_trainer(
     once = jax.jit(
         jax.grad(exact), compiler_options={"xla_backend_optimization_level": 0}
     )
-    return Trainer(init, jitted, drawn, once)
+    return Trainer(plan, init, jitted, drawn, once)
 
 
 class _Kept(NamedTuple):
