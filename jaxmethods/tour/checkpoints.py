@@ -19,7 +19,9 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]):
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        # What fails is raised here; orbax also logs it, thread by thread.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         text = json.dumps(settings, sort_keys=True)
         name = hashlib.sha256(text.encode()).hexdigest()[:12]
         self.folder = (folder / name).resolve()
@@ -37,9 +39,21 @@ class Checkpoints:
         return sorted(self.manager.all_steps())
 
     def save(self, step: int, state: Any) -> None:
-        """Saves the state after `step` steps, and waits until it is on the disk."""
-        self.manager.save(step, args=ocp.args.PyTreeSave(state))
-        self.manager.wait_until_finished()
+        """Saves the state after `step` steps, and waits until it is on the disk.
+
+        Raises:
+            OSError: It cannot be written; those saved before are kept.
+        """
+        try:
+            self.manager.save(step, args=ocp.args.PyTreeSave(state))
+            self.manager.wait_until_finished()
+        except Exception as error:
+            reason = "no space left" if "No space left" in str(error) else str(error)
+            raise OSError(
+                f"the checkpoint of step {step} cannot be written to {self.folder} "
+                f"({reason}); make room or choose another --out: the same command goes "
+                "on from the checkpoint before."
+            ) from error
 
     def restore(self, step: int, like: Any) -> Any:
         """The state after `step` steps, laid out on the devices like `like`.

@@ -1,10 +1,13 @@
 """What a tour is asked to do, checked before anything starts."""
 
 import math
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 from ..data import Split, load_digits, load_mnist
+
+_ROOM = 50_000_000  # bytes: several times what a tour on MNIST writes
 
 
 class TourConfig(NamedTuple):
@@ -55,7 +58,7 @@ def settle(config: TourConfig, num_devices: int) -> Settled:
         FileNotFoundError, ValueError: As the readers of `jaxmethods.data` do.
         ValueError: A setting out of range, a mesh that needs more devices than there
             are, or a batch that does not divide over it.
-        OSError: The report folder cannot be written.
+        OSError: The report folder cannot be written, or its disk is full.
     """
     if not (0 < config.eps < 1 and math.isfinite(config.eps)):
         raise ValueError(f"--eps is {config.eps}; wanted a number between 0 and 1.")
@@ -102,3 +105,10 @@ def _check_writable(out: Path) -> None:
             f"the report folder {out} cannot be written ({error.strerror}); choose "
             "another with --out."
         ) from error
+    free = shutil.disk_usage(out).free
+    if free < _ROOM:
+        raise OSError(
+            f"the disk of the report folder {out} has {free / 1e6:.1f} MB left; wanted "
+            f"{_ROOM / 1e6:.0f} MB for checkpoints and report: make room, or choose "
+            "another with --out."
+        )

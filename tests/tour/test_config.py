@@ -3,11 +3,13 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import jaxmethods
+from jaxmethods.tour.checkpoints import Checkpoints
 from jaxmethods.tour.command import main
 from jaxmethods.tour.config import TourConfig, settle
 
@@ -91,3 +93,22 @@ def test_everything_that_decides_a_number_names_the_training():
         *("data", "out", "seed", "steps", "eps", "batch", "mesh", "quick")
     }
     assert Path("report") == TourConfig().out and np.isclose(TourConfig().eps, 0.1)
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys):
+    usage = SimpleNamespace(free=1_000_000)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    assert main(["tour", "--out", str(tmp_path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "1.0 MB left" in line and "--out" in line
+
+
+def test_a_disk_that_fills_while_saving_says_which_checkpoint(tmp_path, monkeypatch):
+    def full(self, step, args):
+        raise ValueError("RESOURCE_EXHAUSTED: No space left on device")
+
+    checkpoints = Checkpoints(tmp_path, {})
+    monkeypatch.setattr("orbax.checkpoint.CheckpointManager.save", full)
+    with pytest.raises(OSError, match=r"step 3 .* \(no space left\); make room"):
+        checkpoints.save(3, {"x": np.ones(2)})
+    checkpoints.close()
