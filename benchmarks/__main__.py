@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 from pathlib import Path
 
 import jax
@@ -29,6 +30,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", 8)  # for the benchmarks of shard
+    # Threads for the collectives of eight devices to wait on, and some to work with.
+    os.environ.setdefault("NPROC", "32")
     print(machine())
     for area in AREAS if "all" in options.areas else options.areas:
         rows = importlib.import_module(f"benchmarks.{area}").run(options.quick)

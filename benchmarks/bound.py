@@ -1,26 +1,28 @@
-"""Bounds of an MLP and a small convolutional net beside the plain forward pass.
+"""Bounds of an MLP and a small convolutional net beside bounds written by hand.
 
-    python -m benchmarks.bound [--quick]
+    python -m benchmarks bound [--quick]
 
 Lower bounds of the 9 margins of a 10-class net on 28 x 28 images in an linf ball, one
 compiled call for a batch of B images, float32. The nets: an MLP 784-256-256-10, and two
 convolutions (16 and 32 channels, 4 x 4, stride 2) with two dense layers (100, 10). The
-floor is the forward pass of the same batch. `train` rows are a value and gradient in
-the weights, with the plain loss's as the floor: what a certified training step costs.
-No peer is run; `peer_s` and `ratio` are None. Seconds are medians of wall time.
+peer is what one writes by hand for that net alone, in plain float32 without an account
+of rounding, where it is short enough to be written: intervals for both nets, CROWN-IBP
+for the MLP. The floor is the forward pass of the same batch; of `train` rows, a value
+and gradient in the weights, the plain loss's: what a certified training step costs.
+Seconds are medians of wall time.
 """
 
-import argparse
-import statistics
-import time
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxmethods import bound
 
-_ROUNDS = 7
+from .harness import compare
+
 _EPS = 0.02
 _METHODS: dict[str, Callable] = {
     "ibp": bound.ibp,
@@ -29,44 +31,55 @@ _METHODS: dict[str, Callable] = {
 }
 
 
-def run(quick: bool) -> list[dict]:
-    """The rows `{name, ours_s, peer_s, ratio, floor_s}` of this area."""
+def run(quick: bool) -> list[dict[str, Any]]:
+    """The rows of this area."""
     rows = []
     for name, net, params in (("mlp", mlp, mlp_params()), ("cnn", cnn, cnn_params())):
         for batch in (1, 32) if quick else (1, 32, 256):
-            xs, ys = images(batch)
-            floor = seconds(jax.jit(jax.vmap(net, (None, 0))), params, xs)
+            args = (params, *images(batch))
+            floor = partial(jax.jit(jax.vmap(net, (None, 0))), *args[:2])
             for method in _METHODS:
-                ours = seconds(margin_bounds(net, method), params, xs, ys)
-                rows.append(row(f"{name} {method}, B = {batch}", ours, floor))
+                contestants = {"ours": partial(margin_bounds(net, method), *args)}
+                if (name, method) in BY_HAND:
+                    by_hand = jax.jit(jax.vmap(BY_HAND[name, method], (None, 0, 0)))
+                    contestants["peer"] = partial(by_hand, *args)
+                contestants["floor"] = floor
+                rows.append(compare(f"{name} {method}, B = {batch}", **contestants))
         rows += training_rows(name, net, params, 32 if quick else 128)
     return rows
 
 
-def training_rows(name: str, net: Callable, params: dict, batch: int) -> list[dict]:
+def training_rows(
+    name: str, net: Callable, params: dict, batch: int
+) -> list[dict[str, Any]]:
     xs, ys = images(batch)
 
-    def plain(params, xs, ys):
+    def plain(params):
         logits = jax.vmap(net, (None, 0))(params, xs)
         return jnp.mean(
             jax.nn.logsumexp(logits, axis=1)
             - jnp.take_along_axis(logits, ys[:, None], axis=1)[:, 0]
         )
 
-    floor = seconds(jax.jit(jax.value_and_grad(plain)), params, xs, ys)
-    rows = []
-    for method in ("ibp", "crown_ibp"):
-        lower = margin_bounds(net, method)
-
-        def certified(params, xs, ys, lower=lower):
+    def certified(lower):
+        def loss(params):
             margins = lower(params, xs, ys)
             zeros = jnp.zeros_like(margins[:, :1])
             return jnp.mean(
                 jax.nn.logsumexp(jnp.concatenate([zeros, -margins], 1), axis=1)
             )
 
-        ours = seconds(jax.jit(jax.value_and_grad(certified)), params, xs, ys)
-        rows.append(row(f"{name} {method} train, B = {batch}", ours, floor))
+        return jax.jit(jax.value_and_grad(loss))
+
+    floor = partial(jax.jit(jax.value_and_grad(plain)), params)
+    rows = []
+    for method in ("ibp", "crown_ibp"):
+        ours = certified(margin_bounds(net, method))
+        contestants = {"ours": partial(ours, params), "floor": floor}
+        if (name, method) in BY_HAND:
+            by_hand = certified(jax.vmap(BY_HAND[name, method], (None, 0, 0)))
+            contestants["peer"] = partial(by_hand, params)
+        rows.append(compare(f"{name} {method} train, B = {batch}", **contestants))
     return rows
 
 
@@ -76,20 +89,6 @@ def margin_bounds(net: Callable, method: str) -> Callable:
         return _METHODS[method](margins)(bound.Ball(x, _EPS)).lower
 
     return jax.jit(jax.vmap(one, (None, 0, 0)))
-
-
-def row(name: str, ours: float, floor: float) -> dict:
-    return dict(name=name, ours_s=ours, peer_s=None, ratio=None, floor_s=floor)
-
-
-def seconds(fn: Callable, *args) -> float:
-    jax.block_until_ready(fn(*args))
-    times = []
-    for _ in range(_ROUNDS):
-        begin = time.perf_counter()
-        jax.block_until_ready(fn(*args))
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times)
 
 
 def images(batch: int) -> tuple[jax.Array, jax.Array]:
@@ -144,14 +143,68 @@ def drawn(shapes: dict[str, tuple[int, ...]]) -> dict:
     return params
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Benchmarks of jaxmethods.bound.")
-    parser.add_argument("--quick", action="store_true", help="small sizes")
-    print(f"{'':28} {'ours ms':>9} {'floor ms':>9} {'ours / floor':>13}")
-    for r in run(parser.parse_args().quick):
-        ours, floor = 1e3 * r["ours_s"], 1e3 * r["floor_s"]
-        print(f"{r['name']:28} {ours:9.2f} {floor:9.2f} {ours / floor:13.1f}")
+def dense_interval(low, high, w, b):
+    center, radius = (low + high) / 2, (high - low) / 2
+    middle, spread = center @ w + b, radius @ jnp.abs(w)
+    return middle - spread, middle + spread
 
 
-if __name__ == "__main__":
-    main()
+def spec_rows(w, b, y):
+    """The last layer's weights and bias of the margins of class y."""
+    others = jnp.where(jnp.arange(9) < y, jnp.arange(9), jnp.arange(9) + 1)
+    return w[:, y][:, None] - w[:, others], b[y] - b[others]
+
+
+def mlp_ibp_by_hand(p, x, y):
+    low, high = x.reshape(-1) - _EPS, x.reshape(-1) + _EPS
+    for k in "01":
+        low, high = map(jax.nn.relu, dense_interval(low, high, p["w" + k], p["b" + k]))
+    return dense_interval(low, high, *spec_rows(p["w2"], p["b2"], y))[0]
+
+
+def mlp_crown_ibp_by_hand(p, x, y):
+    x = x.reshape(-1)
+    before, low, high = [], x - _EPS, x + _EPS
+    for k in "01":
+        before.append(dense_interval(low, high, p["w" + k], p["b" + k]))
+        low, high = map(jax.nn.relu, before[-1])
+    rows, bias = spec_rows(p["w2"], p["b2"], y)
+    rows = rows.T
+    for k in "10":
+        low, high = before[int(k)]
+        chord = jnp.maximum(high, 0) / jnp.maximum(high - jnp.minimum(low, 0), 1e-12)
+        slope = jnp.where(low >= 0, 1.0, jnp.where(high <= 0, 0.0, chord))
+        foot = jnp.where(high > -low, 1.0, 0.0)
+        foot = jnp.where(low >= 0, 1.0, jnp.where(high <= 0, 0.0, foot))
+        up, down = jnp.maximum(rows, 0), jnp.minimum(rows, 0)
+        crossing = (low < 0) & (high > 0)
+        bias = bias + down @ jnp.where(crossing, -slope * low, 0.0)
+        rows = up * foot + down * slope
+        bias = bias + rows @ p["b" + k]
+        rows = rows @ p["w" + k].T
+    return rows @ x - jnp.abs(rows).sum(1) * _EPS + bias
+
+
+def cnn_ibp_by_hand(p, x, y):
+    def convolve(x, kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        padding = [(1, 1), (1, 1)]
+        return jax.lax.conv_general_dilated(
+            x[None], kernel, (2, 2), padding, dimension_numbers=numbers
+        )[0]
+
+    low, high = x - _EPS, x + _EPS
+    for k in "kl":
+        middle = convolve((low + high) / 2, p[k]) + p["bias_" + k][0]
+        spread = convolve((high - low) / 2, jnp.abs(p[k]))
+        low, high = jax.nn.relu(middle - spread), jax.nn.relu(middle + spread)
+    low, high = low.reshape(-1), high.reshape(-1)
+    low, high = map(jax.nn.relu, dense_interval(low, high, p["w0"], p["b0"]))
+    return dense_interval(low, high, *spec_rows(p["w1"], p["b1"], y))[0]
+
+
+BY_HAND: dict[tuple[str, str], Callable] = {
+    ("mlp", "ibp"): mlp_ibp_by_hand,
+    ("mlp", "crown_ibp"): mlp_crown_ibp_by_hand,
+    ("cnn", "ibp"): cnn_ibp_by_hand,
+}
