@@ -8,8 +8,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-_WIDTH, _HEIGHT = 460, 290
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 14, 44
+_WIDTH, _HEIGHT = 460, 306
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 30, 44
 
 
 class Series(NamedTuple):
@@ -57,7 +57,7 @@ def _frame(body: list[str], title: str, height: float = _HEIGHT) -> str:
 def line_chart(
     title: str, series: Mapping[str, Series], *, x_label: str, y_label: str
 ) -> str:
-    """Draws lines over a common pair of axes, with a legend inside.
+    """Draws lines over a common pair of axes, with a legend above.
 
     Args:
         title: What the chart shows, for readers who do not see it.
@@ -114,7 +114,7 @@ def standalone(chart: str) -> str:
 
 
 def _legend(number: int, name: str, colour: str, dash: str) -> str:
-    x, y = _WIDTH - _RIGHT - 150, _TOP + 12 + 16 * number
+    x, y = _LEFT + 146 * number, 16
     return (
         f'<line x1="{x}" x2="{x + 22}" y1="{y - 4}" y2="{y - 4}" stroke="{colour}" '
         f'stroke-width="2"{dash}/>' + _text(x + 28, y, name, "start")
@@ -163,7 +163,7 @@ def bar_chart(title: str, bars: Mapping[str, float], *, unit: str) -> str:
     room, left = _WIDTH - 150 - 110, 150
     body = []
     for number, (name, value) in enumerate(bars.items()):
-        y = _TOP + 30 * number
+        y = 14 + 30 * number
         width = max(room * value / most, 1.0)
         body.append(
             f'<rect x="{left}" y="{y}" width="{width:.1f}" height="20" rx="2" '
@@ -171,4 +171,4 @@ def bar_chart(title: str, bars: Mapping[str, float], *, unit: str) -> str:
         )
         body.append(_text(left - 8, y + 14, name, "end"))
         body.append(_text(left + width + 6, y + 14, f"{value:,.4g} {unit}", "start"))
-    return _frame(body, title, _TOP + 30 * len(bars))
+    return _frame(body, title, 14 + 30 * len(bars))
