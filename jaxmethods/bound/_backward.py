@@ -17,8 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core import Node, Variable
-from ..core._affine import is_affine
+from ..core import Node, Variable, is_affine
 from ._flow import Flow, floating
 from ._planes import SignedLines
 from ._rows import Diagonal, Rows, absolute, add, both_signs, negated
@@ -123,6 +122,7 @@ def _through_nonlinear(
 def concretize(flow: Flow, state: Pass, start: Variable, side: str) -> Bounds:
     """The interval of `start` that a pass proves; infinite on a side not asked for."""
     least = state.bias - state.slack + flow.region.minimum(state.rows)
+    least = _narrowed(least, start.dtype)
     missing = jnp.full(start.shape, jnp.inf, start.dtype)
     if side == "lower":
         return Bounds(least.reshape(start.shape), missing)
@@ -134,4 +134,14 @@ def concretize(flow: Flow, state: Pass, start: Variable, side: str) -> Bounds:
         opposite = {v: negated(r) for v, r in state.rows.items()}
         lower = least
         upper = -state.bias - state.slack + flow.region.minimum(opposite)
+        upper = _narrowed(upper, start.dtype)
     return Bounds(lower.reshape(start.shape), -upper.reshape(start.shape))
+
+
+def _narrowed(least: Any, dtype: Any) -> Any:
+    """Lower ends in the dtype of what they bound, where a wider one was on the way."""
+    if least.dtype == dtype:
+        return least
+    info = jnp.finfo(dtype)
+    least = least.astype(dtype)
+    return least - (jnp.abs(least) * info.eps + info.tiny)

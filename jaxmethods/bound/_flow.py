@@ -7,8 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core import Graph, Node, Variable
-from ..core._affine import is_affine, offset
+from ..core import Graph, Node, Variable, is_affine, offset
 from ._interval import absolute, interval
 from ._planes import Lines, Planes, Prepared, signed
 from ._relaxations import relax

@@ -11,8 +11,17 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ..core import Node, Variable, is_concrete, missing_rule, source_line
-from ..core._affine import is_bilinear, linear_part
+from ..core import (
+    Node,
+    Variable,
+    is_affine,
+    is_bilinear,
+    is_concrete,
+    linear_part,
+    linear_rule,
+    missing_rule,
+    source_line,
+)
 from ._products import (
     center_radius,
     corners,
@@ -80,6 +89,8 @@ def interval(node: Node, operands: list[Any], method: str) -> list[Bounds]:
 def _rule(node: Node) -> Rule | None:
     if is_bilinear(node):
         return corners if node.name == "mul" else interval_of_contraction
+    if linear_rule(node.name) is not None:
+        return _contraction if is_affine(node) else None
     if node.name in _RULES:
         return _RULES[node.name]
     if node.name in _ABOVE:
@@ -101,7 +112,8 @@ def _dtype(x: Any) -> Any:
 
 def is_contraction(node: Node) -> bool:
     """Whether a node sums products with factors of any sign."""
-    return node.name in ("dot_general", "conv_general_dilated")
+    products = ("dot_general", "conv_general_dilated")
+    return node.name in products or linear_rule(node.name) is not None
 
 
 def ends(operands: tuple[Any, ...], side: int) -> list[Any]:
@@ -218,7 +230,7 @@ def _is_finite(node: Node, x: Bounds) -> Bounds:
 
 
 def _contraction(node: Node, *operands: Any) -> Bounds:
-    """A matrix product or convolution with constants, in centre-radius form."""
+    """A matrix product, convolution or linear map, in centre-radius form."""
     (x,) = (x for x in operands if isinstance(x, Bounds))
     center, radius = center_radius(x)
     error = unit(num_terms(node), x.lower.dtype)
@@ -230,6 +242,9 @@ def _contraction(node: Node, *operands: Any) -> Bounds:
 
 def absolute(node: Node, power: int = 1) -> Callable[..., list[Any]]:
     """The linear part of an affine node with |coefficient| ** power in their place."""
+    rule = linear_rule(node.name)
+    if rule is not None:
+        return rule.absolute(node, power)
     if node.name == "neg":
         return lambda x: [x]
     if node.name == "sub":

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core import describe
+from ..core import describe, is_concrete
 
 
 def margins(fn: Callable[..., Any], label: Any) -> Callable[..., jax.Array]:
@@ -18,13 +18,15 @@ def margins(fn: Callable[..., Any], label: Any) -> Callable[..., jax.Array]:
 
     Args:
         fn: A function whose result is the logits of one example, shape (n,).
-        label: int; may be traced.
+        label: int in 0..n-1; may be traced, and is then not checked.
 
     Returns:
         `rows(*args) -> (n - 1,)`: logits[label] - logits[j], j ascending without label.
 
     Raises:
-        ValueError: `fn` returns anything but a vector.
+        ValueError: `fn` returns anything but a vector, or the label is none of its
+            classes.
+        TypeError: The label is no integer scalar.
 
     Example:
         >>> margins(lambda z: z, 1)(jnp.array([0.5, 2.0, 1.0]))
@@ -39,9 +41,22 @@ def margins(fn: Callable[..., Any], label: Any) -> Callable[..., jax.Array]:
                 f"margins got {describe(logits)} from the function; wanted logits of "
                 "shape (n,): one example a call, batch with vmap."
             )
+        _check_label(label, logits.shape[0])
         return differences(logits.shape[0], label, logits.dtype) @ logits
 
     return rows
+
+
+def _check_label(label: Any, num: int) -> None:
+    if jnp.shape(label) or not jnp.issubdtype(jnp.result_type(label), jnp.integer):
+        raise TypeError(
+            f"label is {describe(label)}; wanted one integer: batch with vmap."
+        )
+    if is_concrete(label) and not 0 <= int(label) < num:
+        raise ValueError(
+            f"label is {int(label)} and the function returns {num} logits; wanted "
+            f"0..{num - 1}."
+        )
 
 
 def differences(num: int, label: Any, dtype: Any) -> jax.Array:

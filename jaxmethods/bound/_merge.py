@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from ..core import Graph, Node, Variable
-from ..core._affine import is_affine, is_bilinear, offset
+from ..core import Graph, Node, Variable, is_affine, is_bilinear, offset
 from ._rounding import SUMS
 from ._rows import Diagonal, Rows
 from ._through import through_affine

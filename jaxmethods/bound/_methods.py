@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..core import Variable, check_choice
-from ..core._affine import is_affine
+from ..core import Variable, check_choice, describe, is_affine
 from ._backward import Pass, backward, concretize
 from ._flow import (
     Flow,
@@ -247,6 +246,11 @@ def _collect(flow: Flow, bounds: Callable[[Variable], Bounds]) -> Bounds:
 
 def _planes(flow: Flow, atom: Any) -> LinearBounds:
     (x,) = flow.graph.inputs
+    if not jnp.issubdtype(atom.dtype, jnp.floating):
+        raise TypeError(
+            f"linear_bounds got a function that returns {describe(atom)}; wanted "
+            "floating results: bound.ibp bounds integers and truth values."
+        )
     if not isinstance(atom, Variable):
         atom = jnp.asarray(atom)
         flat = jnp.zeros((*atom.shape, *x.shape), x.dtype)

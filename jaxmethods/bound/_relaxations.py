@@ -7,8 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ..core import Node, is_concrete
-from ..core._affine import is_bilinear
+from ..core import Node, is_bilinear, is_concrete
 from . import _choices as choices
 from . import _lines as lines
 from ._planes import Lines, Relaxation, constant

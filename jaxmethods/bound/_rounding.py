@@ -22,7 +22,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ..core import Node
+from ..core import Node, linear_rule
 from ._sets import Bounds
 
 # Operations that only move numbers, or choose among them.
@@ -90,6 +90,9 @@ def num_terms(node: Node) -> int:
     """How many numbers one output of a node is a sum of; 0 where none is rounded."""
     if node.name in _EXACT:
         return 0
+    rule = linear_rule(node.name)
+    if rule is not None:
+        return rule.num_terms(node)
     if node.name not in SUMS:
         return 4  # elementwise; exp and its like are right to a few units
     shapes = [getattr(atom, "shape", ()) for atom in node.inputs]

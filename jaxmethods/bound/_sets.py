@@ -14,7 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core import check_choice, check_floating, check_nonnegative, is_concrete
+from ..core import (
+    check_choice,
+    check_floating,
+    check_nonnegative,
+    describe,
+    is_concrete,
+)
 from ._rows import Rows, extreme, folded
 
 NORMS = (1, 2, np.inf)
@@ -76,6 +82,21 @@ class Ball:
                 f"{np.shape(self.radius)}; wanted a scalar: a radius per element "
                 "needs p = inf."
             )
+        for leaf, radius in self._pairs():
+            shape, wanted = np.shape(radius), np.shape(leaf)
+            if not _broadcasts(shape, wanted):
+                raise ValueError(
+                    f"radius of a Ball has shape {shape}; wanted one that broadcasts "
+                    f"to the center's {wanted}."
+                )
+
+    def _pairs(self) -> list[tuple[Any, Any]]:
+        """Each array of the center with its radius."""
+        centers, treedef = jax.tree.flatten(self.placeholder)
+        radii = [self.radius] * len(centers)
+        if jax.tree.structure(self.radius) == treedef:
+            radii = jax.tree.leaves(self.radius)
+        return list(zip(centers, radii, strict=True))
 
     @property
     def placeholder(self) -> Any:
@@ -84,12 +105,8 @@ class Ball:
 
     def hull(self) -> list[Bounds]:
         """The smallest interval round each array of the ball."""
-        centers, treedef = jax.tree.flatten(self.placeholder)
-        radii = [self.radius] * len(centers)
-        if jax.tree.structure(self.radius) == treedef:
-            radii = jax.tree.leaves(self.radius)
         ends = []
-        for center, radius in zip(centers, radii, strict=True):
+        for center, radius in self._pairs():
             spread = jnp.broadcast_to(jnp.asarray(radius, center.dtype), center.shape)
             ends.append(Bounds(center - spread, center + spread))
         return ends
@@ -204,7 +221,19 @@ def _minimum_of_box(rows: Sequence[Rows | None], ends: Sequence[Bounds]) -> Any:
     return sum(extreme(r, b.lower, b.upper) for r, b in pairs if r is not None)
 
 
+def _broadcasts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    try:
+        return np.broadcast_shapes(shape, wanted) == wanted
+    except ValueError:
+        return False
+
+
 def _check_finite(x: Any, name: str) -> None:
     array = check_floating(x, name)
+    if not array.size:
+        raise ValueError(
+            f"{name} is {describe(array)}, without entries; wanted at least one: pass "
+            "empty arrays as they are."
+        )
     if is_concrete(array) and not bool(np.all(np.isfinite(np.asarray(array)))):
         raise ValueError(f"{name} holds NaN or infinity; wanted finite values.")

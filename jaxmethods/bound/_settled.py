@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from ..core import Node, Variable
-from ..core._affine import is_affine
+from ..core import Node, Variable, is_affine
 from ._interval import absolute
 from ._products import outer
 from ._rounding import largest, num_terms, unit

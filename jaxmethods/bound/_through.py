@@ -8,8 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core import Node, Variable
-from ..core._affine import linear_part, zeros_of
+from ..core import Node, Variable, linear_part, zeros_of
 from . import _patches as patches
 from ._convolution import is_plain_convolution, transposed_convolution
 from ._materialized import materialized

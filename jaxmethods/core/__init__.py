@@ -2,8 +2,18 @@
 
 `flatten` turns a function into one flat `Graph`, for transforms that analyse;
 `interpret` evaluates a jaxpr with some equations replaced, for transforms that rewrite.
+`is_affine` and its like say which nodes of a graph are linear, and `register_linear`
+adds a primitive to them.
 """
 
+from ._affine import LinearRule as LinearRule
+from ._affine import is_affine as is_affine
+from ._affine import is_bilinear as is_bilinear
+from ._affine import linear_part as linear_part
+from ._affine import linear_rule as linear_rule
+from ._affine import offset as offset
+from ._affine import register_linear as register_linear
+from ._affine import zeros_of as zeros_of
 from ._checks import check_choice as check_choice
 from ._checks import check_floating as check_floating
 from ._checks import check_integer as check_integer
@@ -11,6 +21,7 @@ from ._checks import check_key as check_key
 from ._checks import check_nonnegative as check_nonnegative
 from ._checks import describe as describe
 from ._checks import is_concrete as is_concrete
+from ._convolutions import with_fast_convolutions as with_fast_convolutions
 from ._flatten import flatten as flatten
 from ._graph import Graph as Graph
 from ._graph import Node as Node

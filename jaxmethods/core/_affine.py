@@ -1,7 +1,7 @@
 """Which primitives are affine, and in which of their operands."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,60 @@ _ALL_OPERANDS = frozenset({"concatenate", "stack"})
 _BILINEAR = frozenset({"conv_general_dilated", "dot_general", "mul"})
 
 
+class LinearRule(NamedTuple):
+    """What is known of a primitive that is linear in its last operand.
+
+    Attributes:
+        absolute: `absolute(node, power) -> linear(x) -> list of outputs`: the node with
+            |coefficient| ** power in the place of each coefficient.
+        num_terms: `num_terms(node)`: how many rounded terms an output adds up.
+    """
+
+    absolute: Callable[[Node, int], Callable[[Any], list[Any]]]
+    num_terms: Callable[[Node], int]
+
+
+_LINEAR: dict[str, LinearRule] = {}
+
+
+def register_linear(
+    name: str,
+    absolute: Callable[[Node, int], Callable[[Any], list[Any]]],
+    num_terms: Callable[[Node], int],
+) -> None:
+    """Declares a primitive of another package linear in its last operand.
+
+    The package that owns the primitive calls it on import; it gives the primitive a
+    transpose as well. The operands before the last are factors, not added.
+
+    Args:
+        name: The name of the primitive.
+        absolute: As in `LinearRule`.
+        num_terms: As in `LinearRule`.
+
+    Example:
+        >>> register_linear(
+        ...     "halve", lambda node, power: lambda x: [x / 2**power], lambda node: 1
+        ... )
+        >>> linear_rule("halve").absolute(None, 2)(8.0)
+        [2.0]
+    """
+    _LINEAR[name] = LinearRule(absolute, num_terms)
+
+
+def linear_rule(name: str) -> LinearRule | None:
+    """What a package has declared of its linear primitive; None for any other.
+
+    Example:
+        >>> linear_rule("sin") is None
+        True
+    """
+    return _LINEAR.get(name)
+
+
 def _joint_operands(node: Node) -> tuple[int, ...]:
+    if node.name in _LINEAR:
+        return (len(node.inputs) - 1,)
     if node.name in _ALL_OPERANDS:
         return tuple(range(len(node.inputs)))
     if node.name == "select_n":

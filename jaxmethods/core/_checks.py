@@ -49,7 +49,10 @@ def check_integer(value: Any, name: str, low: int, high: int | float = math.inf)
 
 
 def check_nonnegative(value: Any, name: str) -> None:
-    """Raises ValueError where a concrete `value` is negative or NaN."""
+    """Raises where a `value` is no number, or a concrete one is negative or NaN."""
+    dtype = getattr(value, "dtype", None) or np.asarray(value).dtype
+    if not jnp.issubdtype(dtype, np.number):
+        raise TypeError(f"{name} is {describe(value)}; wanted a number, 0 or more.")
     if is_concrete(value) and not bool(np.all(np.asarray(value) >= 0)):
         raise ValueError(
             f"{name} is {np.min(np.asarray(value))}; wanted 0 or more, no NaN."

@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..core import choose_paths, leaf_paths
+from ..core import choose_paths, leaf_paths, with_fast_convolutions
 from ._checkpoints import stack_checkpoints
 from ._chunks import count_examples
 from ._contract import accumulator
-from ._convolutions import with_fast_convolutions
 from ._gradients import Recipe, read_loss
 from ._varying import vary_together
 

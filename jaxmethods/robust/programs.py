@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core as jex
 
-from .convolutions import canonical
+from ..core import with_fast_convolutions
 
 # How a custom derivative is taken does not matter to a program that has none.
 DERIVATIVE_RULES = {"jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd", "out_trees"}
@@ -65,19 +65,10 @@ class Program:
 
 @functools.lru_cache(maxsize=128)
 def _compiled(program: Program) -> Callable:
-    def evaluate(jaxpr, consts, args):
-        return jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, consts))(*args)
+    def evaluate(consts, args):
+        return jex.jaxpr_as_fun(jex.ClosedJaxpr(program.jaxpr, consts))(*args)
 
-    original = functools.partial(evaluate, program.jaxpr)
-    rewritten = canonical(program.jaxpr)
-    if rewritten is program.jaxpr:
-        return jax.jit(original)
-    on_cpu = functools.partial(evaluate, rewritten)
-
-    def choose(*operands):
-        return lax.platform_dependent(*operands, cpu=on_cpu, default=original)
-
-    return jax.jit(choose)
+    return jax.jit(with_fast_convolutions(evaluate))
 
 
 def signature(jaxpr: jex.Jaxpr) -> Hashable:

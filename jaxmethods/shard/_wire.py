@@ -51,7 +51,7 @@ def wire(fn: Callable[..., Any]) -> Callable[..., Wire]:
     def measure(*args: Any, **kwargs: Any) -> Wire:
         lower = getattr(fn, "lower", None) or jax.jit(fn).lower
         # Collectives are settled before machine code is made, which nothing will run.
-        fast = {"xla_backend_optimization_level": 0}
+        fast: Any = {"xla_backend_optimization_level": 0}
         hlo = lower(*args, **kwargs).compile(compiler_options=fast).as_text()
         if hlo is None:
             raise NotImplementedError(

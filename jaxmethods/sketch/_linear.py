@@ -5,16 +5,20 @@ would derive from it is not fast: the transpose of such a loop adds an array as 
 as A at every step. So `S @ A` is a primitive, linear in A, with three facts about it:
 its jvp is itself, its transpose is `S.T @ Y`, and a batch of matrices is one wide
 matrix. A family of operators writes two plain functions, `apply` and
-`apply_transpose`, and never meets autodiff.
+`apply_transpose`, and never meets autodiff. Those who bound functions learn here that
+the primitive is linear, and the operator of the entries' absolute values.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+
+from ..core import Node, register_linear
 
 
 def linear_apply(operator: Any, matrix: jax.Array, *, transposed: bool) -> jax.Array:
@@ -141,6 +145,26 @@ def _batch(operands, dims, **params):
     return jax.lax.map(one, [jnp.moveaxis(operands[i], dims[i], 0) for i in mapped]), 0
 
 
+def _absolute(node: Node, power: int) -> Callable[[Any], list[jax.Array]]:
+    """The node with |entry| ** power in the place of each entry of its operator."""
+    *arrays, _ = node.inputs
+    operator = _unflatten(arrays, node.params["form"])
+    if not hasattr(operator, "absolute"):
+        raise NotImplementedError(
+            f"{type(operator).__name__} does not say what its entries' absolute values "
+            "are, which bounds of its products need; wanted a method absolute(power) "
+            "that returns the operator of |entry| ** power: write one, or multiply by "
+            "the dense matrix."
+        )
+    sizes, transposed = operator.absolute(power), node.params["transposed"]
+    return lambda x: [linear_apply(sizes, x, transposed=transposed)]
+
+
+def _num_terms(node: Node) -> int:
+    """A product a row of the matrix at most, and the scale with its own rounding."""
+    return node.inputs[-1].shape[0] + 2
+
+
 _apply_p = Primitive("sketch_apply")
 _apply_p.def_impl(jax.jit(_run, static_argnames=("form", "transposed")))
 _apply_p.def_abstract_eval(_abstract)
@@ -148,3 +172,4 @@ ad.primitive_jvps[_apply_p] = _jvp
 ad.primitive_transposes[_apply_p] = _transpose
 batching.primitive_batchers[_apply_p] = _batch
 mlir.register_lowering(_apply_p, mlir.lower_fun(_run, multiple_results=False))
+register_linear(_apply_p.name, _absolute, _num_terms)

@@ -27,7 +27,9 @@ class LinearOperator(Protocol):
 
     `apply` takes a floating (n, d) and returns (m, d) in its dtype, summed in float32
     or wider; `apply_transpose` takes (m, d) and returns (n, d). Both are ordinary jax
-    functions; they need no efficient derivative, `matmul` gives them one.
+    functions; they need no efficient derivative, `matmul` gives them one. A family
+    whose products `bound` shall bound has `absolute(power)` as well, which returns the
+    operator of the entries |S_ij| ** power.
 
     Attributes:
         shape: (m, n), static.
@@ -95,17 +97,23 @@ def matmul(operator: LinearOperator, other: Any) -> Any:
             f"device's rows: inside jax.shard_map apply S.columns(start, size) to "
             f"them and psum."
         )
-    # `Transpose` is peeled off here, so that the primitive sees a flag.
+    # `Transpose` is peeled off here, so that the primitive sees a flag; of a product
+    # it sees one factor at a time, whose entries are at hand.
     transposed = isinstance(operator, Transpose)
     inner = operator.operator if transposed else operator
+    if isinstance(inner, Product):
+        first, last = inner.right, inner.left
+        if transposed:
+            first, last = transpose(last), transpose(first)
+        return matmul(last, matmul(first, array))
     matrix = array if array.ndim == 2 else array[:, None]
     out = linear_apply(inner, matrix, transposed=transposed)
     return out if array.ndim == 2 else out[:, 0]
 
 
-def transpose(operator: LinearOperator) -> "Transpose":
-    """The adjoint operator of shape (n, m)."""
-    return Transpose(operator)
+def transpose(operator: LinearOperator) -> LinearOperator:
+    """The adjoint operator of shape (n, m); of an adjoint, the operator itself."""
+    return operator.operator if isinstance(operator, Transpose) else Transpose(operator)
 
 
 def dense(operator: LinearOperator) -> jax.Array:
@@ -163,11 +171,6 @@ class Transpose:
         rows, columns = self.operator.shape
         return columns, rows
 
-    @property
-    def T(self) -> Any:
-        """The operator itself."""
-        return self.operator
-
     def apply(self, matrix: jax.Array) -> jax.Array:
         """`S^T Y` of a floating matrix, unchecked."""
         return self.operator.apply_transpose(matrix)
@@ -181,6 +184,7 @@ class Transpose:
         return self.operator.dense().T
 
     __matmul__ = matmul
+    T = property(transpose)
 
 
 @jax.tree_util.register_dataclass

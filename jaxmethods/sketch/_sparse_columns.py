@@ -96,6 +96,14 @@ class SparseColumns:
         )
         return SparseColumns(bucket, sign, self.num_rows)
 
+    def absolute(self, power: int = 1) -> "SparseColumns":
+        """The operator of the entries |S_ij| ** power."""
+        dtype = jnp.promote_types(self.sign.dtype, jnp.result_type(float))
+        # One sqrt(k) of the denominator stays with the operator.
+        rest = len(self.bucket) ** ((1 - power) / 2)
+        sign = jnp.abs(self.sign.astype(dtype)) ** power * rest
+        return SparseColumns(self.bucket, sign, self.num_rows)
+
     def debias(self, d: Any) -> Any:
         """(m - d) / m, which multiplies inv((S A)^T S A); ValueError for k = 1."""
         return debias_stack(self.num_rows, len(self.bucket), d)

@@ -158,6 +158,10 @@ class SparseStack:
         first = self.start + check_window(start, size, self.num_columns)
         return SparseStack(self.key, first, self.num_rows, size, self.k)
 
+    def absolute(self, power: int = 1) -> SparseColumns:
+        """The operator of the entries |S_ij| ** power, its arrays stored."""
+        return self.explicit().absolute(power)
+
     def debias(self, d: Any) -> Any:
         """(m - d) / m, which multiplies inv((S A)^T S A); ValueError for k = 1."""
         return debias_stack(self.num_rows, self.k, d)

@@ -70,7 +70,7 @@ def compile_programs(
     pool = ThreadPoolExecutor(1)
     step = pool.submit(trainer.step.lower(state, batch).compile)
     pool.shutdown(wait=False)
-    jobs = {
+    jobs: dict[str, Callable[[], Any]] = {
         "exact": trainer.exact.lower(params, batch).compile,
         "measure": lambda: accuracy_meter(apply, params, test, radii),
         "find": lambda: label_error_finder(apply, stacked, ranked),

@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 from jaxmethods import bound, core
-from jaxmethods.core._affine import is_affine, is_bilinear, linear_part, offset
+from jaxmethods.core import is_affine, is_bilinear, linear_part, offset
 
 X = np.random.default_rng(0).normal(size=(3, 4))
 C = np.random.default_rng(1).normal(size=(3, 4))

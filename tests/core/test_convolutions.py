@@ -1,27 +1,23 @@
+"""Convolutions put channels last: the same values, and what the CPU is given."""
+
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from jax.extend import core as jex
 
-from jaxmethods.robust.convolutions import CONVOLUTION, canonical
-
-
-def rewritten(fn, *args):
-    closed = jax.make_jaxpr(fn)(*args)
-    return jex.ClosedJaxpr(canonical(closed.jaxpr), closed.consts)
+from jaxmethods.core import with_fast_convolutions
 
 
-def layouts(jaxpr):
-    """The dimension numbers of every convolution, nested ones included."""
-    for eqn in jaxpr.eqns:
-        if eqn.primitive is CONVOLUTION:
-            yield eqn.params["dimension_numbers"]
-        for inner in jex.jaxprs_in_params(eqn.params):
-            yield from layouts(inner)
+def layouts(fn, *args, platform="cpu"):
+    """The layout of each convolution in the program that a platform compiles."""
+    traced = jax.jit(fn).trace(*args)
+    program = traced.lower(lowering_platforms=(platform,)).as_text()
+    found = re.findall(r"dim_numbers = (.*?), window", program)
+    return [layout.replace(", ", "") for layout in found]
 
 
 def draw(*shapes):
@@ -58,16 +54,29 @@ def test_values_and_both_gradients_are_kept(name):
         out, pull = jax.vjp(fn, x, w)
         return out, *pull(out)
 
-    closed = rewritten(everything, x, w)
+    fast = with_fast_convolutions(everything)
     want = everything(x, w)
-    for mine, theirs in zip(jex.jaxpr_as_fun(closed)(x, w), want, strict=True):
+    for mine, theirs in zip(fast(x, w), want, strict=True):
         assert mine.shape == theirs.shape
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
-    rank = len(lhs)
-    last = (0, rank - 1, *range(1, rank - 1))
-    plain = lax.ConvDimensionNumbers(last, (rank - 1, rank - 2, *range(rank - 2)), last)
-    found = list(layouts(closed.jaxpr))
-    assert len(found) == 3 and all(numbers == plain for numbers in found)
+    places = "012"[: x.ndim - 2]
+    plain = f"[b{places}f]x[{places}io]->[b{places}f]"
+    assert layouts(fast, x, w) == [plain] * 3
+
+
+def test_accelerators_keep_the_convolutions_as_they_are():
+    x, w = draw((2, 8, 6, 4), (3, 3, 4, 5))
+
+    def fn(x, w):
+        return lax.conv_general_dilated(
+            x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    slope = jax.grad(lambda x, w: jnp.sin(fn(x, w)).sum(), (0, 1))
+    for platform in ("tpu", "cuda"):
+        kept = layouts(with_fast_convolutions(slope), x, w, platform=platform)
+        assert kept == layouts(slope, x, w, platform=platform)
+    assert kept != layouts(with_fast_convolutions(slope), x, w)
 
 
 def test_nested_programs_are_rewritten_and_others_left_alone():
@@ -80,10 +89,9 @@ def test_nested_programs_are_rewritten_and_others_left_alone():
         x = lax.fori_loop(0, 3, lambda _, x: jax.jit(step)(x), x)
         return lax.cond(x.sum() > 0, step, lambda x: x, x)
 
-    closed = rewritten(fn, x)
-    assert [numbers.lhs_spec for numbers in layouts(closed.jaxpr)] == [(0, 3, 1, 2)] * 2
-    got = jex.jaxpr_as_fun(closed)(x)[0]
-    np.testing.assert_allclose(got, fn(x), rtol=1e-4, atol=1e-5)  # four layers deep
+    fast = with_fast_convolutions(fn)
+    assert layouts(fast, x) == ["[b01f]x[01io]->[b01f]"] * 2
+    np.testing.assert_allclose(fast(x), fn(x), rtol=1e-4, atol=1e-5)  # four layers deep
     loop = functools.partial(lax.fori_loop, 0, 3, lambda _, x: x @ x)
-    dense = jax.make_jaxpr(loop)(w[0, 0])
-    assert canonical(dense.jaxpr) is dense.jaxpr
+    dense = str(jax.make_jaxpr(loop)(w[0, 0]))
+    assert str(jax.make_jaxpr(with_fast_convolutions(loop))(w[0, 0])) == dense
