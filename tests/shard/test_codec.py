@@ -62,11 +62,10 @@ def test_shapes_of_the_message_do_not_depend_on_the_data(codec, caplog):
     state = codec.init(gradients(0))
     step = jax.jit(codec.encode)
     sparse = jax.tree.map(lambda x: np.where(x > 1, x, 0), gradients(1))
+    message, after = step(state, gradients(0))
     with jax.log_compiles():
-        message, after = step(state, gradients(0))
         assert shapes(step(state, sparse)[0]) == shapes(message)
-    compiled = [r for r in caplog.messages if r.startswith("Compiling jit(encode)")]
-    assert len(compiled) == 1
+    assert not any(said.startswith("Compiling") for said in caplog.messages)
     abstract, _ = jax.eval_shape(codec.encode, state, gradients(0))
     assert shapes(abstract) == shapes(message)
     assert nbytes(abstract) == nbytes(message)

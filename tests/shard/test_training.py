@@ -52,7 +52,7 @@ def test_whole_messages_train_as_one_device_does(caplog):
         spread = plan.place(single)[k].sharding
         assert p[k].sharding.is_equivalent_to(spread, p[k].ndim)
     compiled = [r for r in caplog.messages if r.startswith("Compiling jit(step)")]
-    assert len(compiled) == 1
+    assert len(compiled) <= 1
 
 
 def test_messages_train_and_replicas_stay_equal():
