@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 _WIDTH, _HEIGHT = 460, 306
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 30, 44
+_FIRST_BAR = 14
 
 
 class Series(NamedTuple):
@@ -163,7 +164,7 @@ def bar_chart(title: str, bars: Mapping[str, float], *, unit: str) -> str:
     room, left = _WIDTH - 150 - 110, 150
     body = []
     for number, (name, value) in enumerate(bars.items()):
-        y = 14 + 30 * number
+        y = _FIRST_BAR + 30 * number
         width = max(room * value / most, 1.0)
         body.append(
             f'<rect x="{left}" y="{y}" width="{width:.1f}" height="20" rx="2" '
@@ -171,4 +172,4 @@ def bar_chart(title: str, bars: Mapping[str, float], *, unit: str) -> str:
         )
         body.append(_text(left - 8, y + 14, name, "end"))
         body.append(_text(left + width + 6, y + 14, f"{value:,.4g} {unit}", "start"))
-    return _frame(body, title, 14 + 30 * len(bars))
+    return _frame(body, title, _FIRST_BAR + 30 * len(bars))

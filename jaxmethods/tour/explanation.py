@@ -55,7 +55,7 @@ class Mistake(NamedTuple):
 
 def plant_errors(train: Images, seed: int) -> Planted:
     """Replaces one label in twenty by another class, drawn uniformly."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng((seed, 1))
     total = len(train.labels)
     count = max(1, round(_PLANTED_SHARE * total))
     which = random.permutation(total)[:count]

@@ -155,7 +155,8 @@ def _batch(setting: _Setting, number: int, key: jax.Array) -> Batch:
     train, size = setting.planted.train, setting.settled.config.batch
     each = len(train.labels) // size
     epoch, place = divmod(number, each)
-    shuffle = np.random.default_rng((setting.settled.config.seed, epoch))
+    # A stream of its own: under that of the planted errors, they would come first.
+    shuffle = np.random.default_rng((setting.settled.config.seed, 2, epoch))
     order = shuffle.permutation(len(train.labels))
     rows = order[place * size : (place + 1) * size]
     return Batch(

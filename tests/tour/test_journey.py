@@ -150,6 +150,17 @@ def test_the_composed_step_compiles_once(tmp_path, caplog):
     assert len(compiled) == 1
 
 
+def test_planted_errors_do_not_come_first(tmp_path):
+    settled = journey.settle(TINY._replace(out=tmp_path), 8)
+    setting, _ = journey._set_up(settled)
+    wrong = {
+        tuple(x.ravel()) for x in setting.planted.train.images[setting.planted.wrong]
+    }
+    first = journey._batch(setting, 0, jax.random.key(0)).images
+    # 8 of 160 are wrong: half a batch of 16 would be, by chance, once in a million.
+    assert sum(tuple(x.ravel()) in wrong for x in first) < 8
+
+
 def test_planted_errors_are_errors():
     images = np.zeros((200, 2, 2, 1), np.float32)
     labels = (np.arange(200) % 10).astype(np.int32)
