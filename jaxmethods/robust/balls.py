@@ -222,9 +222,17 @@ def l2_norm(x: jax.Array) -> jax.Array:
 
 def _step_within(x: jax.Array, move: jax.Array) -> jax.Array:
     """`x + move` in the dtype of `x`, no entry farther from `x` than `move` says."""
+
+    def is_too_far(point: jax.Array) -> jax.Array:
+        distance = jnp.abs(point.astype(move.dtype) - x.astype(move.dtype))
+        return distance > jnp.abs(move)
+
     moved = _rounded(x.astype(move.dtype) + move, x.dtype)
-    distance = jnp.abs(moved.astype(move.dtype) - x.astype(move.dtype))
-    return jnp.where(distance > jnp.abs(move), jnp.nextafter(moved, x), moved)
+    nearer = jnp.nextafter(moved, x)
+    if x.dtype != move.dtype:
+        # Rounding takes subnormal numbers to zero: many numbers away, not one.
+        nearer = jnp.where(is_too_far(nearer), x, nearer)
+    return jnp.where(is_too_far(moved), nearer, moved)
 
 
 def _rounded(x: jax.Array, dtype: Any) -> jax.Array:
