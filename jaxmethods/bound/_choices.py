@@ -14,16 +14,16 @@ import numpy as np
 from jax import lax
 
 from ..core import Node, is_concrete
-from ._planes import Lines, Planes
+from ._planes import Family, Lines, Planes
 from ._rounding import largest
 from ._sets import Bounds
 
 
-def rectifier(x: Bounds, leak: Any = 0.0) -> Lines:
-    """max(x, leak x) for a leak below 1: the chord above, one of the pieces below.
+def rectifier(x: Bounds, leak: Any = 0.0) -> Family:
+    """max(x, leak x) for a leak below 1: the chord above, below any slope in between.
 
-    The lower line is x where the chord is steeper than 1/2, which for a leak of 0 is
-    the piece that encloses less area; below 0, than the mean of both slopes.
+    The first lower line is x where the chord is steeper than 1/2, which for a leak of 0
+    is the piece that encloses less area; below 0, than the mean of both slopes.
     """
     lower, upper = x
     unstable = (lower < 0) & (upper > 0)
@@ -31,12 +31,17 @@ def rectifier(x: Bounds, leak: Any = 0.0) -> Lines:
     stable = jnp.where(upper <= 0, leak, 1).astype(lower.dtype)
     slope = jnp.where(unstable, (upper - leak * lower) / width, stable)
     bias = jnp.where(unstable, (leak - 1) * lower * (upper / width), 0)
+    zero = jnp.zeros_like(lower)
+
+    def member(share: Any) -> Lines:
+        below = jnp.where(unstable, leak + share * (1 - leak), stable)
+        return Lines(below.astype(lower.dtype), zero, slope, bias)
+
     steep = slope > jnp.minimum(1 + leak, 1) / 2
-    below = jnp.where(unstable, jnp.where(steep, 1, leak), stable)
-    return Lines(below.astype(lower.dtype), jnp.zeros_like(lower), slope, bias)
+    return Family(steep.astype(lower.dtype), member)
 
 
-def maximum(node: Node, x: Any, y: Any) -> Lines | Planes:
+def maximum(node: Node, x: Any, y: Any) -> Family:
     """The larger of two values, or of a value and a constant."""
     del node
     if not isinstance(x, Bounds):
@@ -47,46 +52,54 @@ def maximum(node: Node, x: Any, y: Any) -> Lines | Planes:
         return rectifier(x)
     # A floor that is never reached may be -inf: any other such floor will do.
     floor = jnp.maximum(y, 2 * x.lower - x.upper - 1)
-    lines = rectifier(Bounds(x.lower - floor, x.upper - floor))
-    return Lines(
-        lines.lower_slope,
-        floor * (1 - lines.lower_slope),
-        lines.upper_slope,
-        lines.upper_bias + floor * (1 - lines.upper_slope),
-    )
+
+    def raised(lines: Lines) -> Lines:
+        return Lines(
+            lines.lower_slope,
+            floor * (1 - lines.lower_slope),
+            lines.upper_slope,
+            lines.upper_bias + floor * (1 - lines.upper_slope),
+        )
+
+    return rectifier(Bounds(x.lower - floor, x.upper - floor)).map(raised)
 
 
-def minimum(node: Node, x: Any, y: Any) -> Lines | Planes:
+def minimum(node: Node, x: Any, y: Any) -> Family:
     """The smaller of two values, or of a value and a constant."""
-    opposite = maximum(node, _opposite(x), _opposite(y))
-    if isinstance(opposite, Lines):
-        below, base, above, top = opposite
-        return Lines(above, -top, below, -base)
-    return _turned(opposite)
+    return maximum(node, _opposite(x), _opposite(y)).map(_turned)
 
 
 def _opposite(x: Any) -> Any:
     return Bounds(-x.upper, -x.lower) if isinstance(x, Bounds) else -x
 
 
-def _turned(planes: Planes) -> Planes:
-    """Planes round -f(-x) from planes round f(x)."""
-    below, base, above, top, terms = planes
+def _turned(relaxation: Any) -> Any:
+    """Lines or planes round -f(-x) from those round f(x)."""
+    if isinstance(relaxation, Lines):
+        below, base, above, top = relaxation
+        return Lines(above, -top, below, -base)
+    below, base, above, top, terms = relaxation
     return Planes(above, -top, below, -base, terms)
 
 
-def _larger_of_two(x: Bounds, y: Bounds) -> Planes:
+def _larger_of_two(x: Bounds, y: Bounds) -> Family:
     """max(x, y) = y + max(x - y, 0)."""
-    first = x.lower >= y.lower
-    chord = rectifier(Bounds(x.lower - y.upper, x.upper - y.lower))
+    difference = Bounds(x.lower - y.upper, x.upper - y.lower)
+    chord = rectifier(difference).first()
     share, bias = chord.upper_slope, chord.upper_bias
-    return Planes(
-        lambda u, v: jnp.where(first, u, v),
-        jnp.zeros_like(bias),
-        lambda u, v: share * u + (1 - share) * v,
-        bias,
-        jnp.maximum(largest(x), largest(y)) + bias,
-    )
+    stable = (difference.lower >= 0) | (difference.upper <= 0)
+
+    def member(choice: Any) -> Planes:
+        mine = jnp.where(stable, share, choice)
+        return Planes(
+            lambda u, v: mine * u + (1 - mine) * v,
+            jnp.zeros_like(bias),
+            lambda u, v: share * u + (1 - share) * v,
+            bias,
+            jnp.maximum(largest(x), largest(y)) + bias,
+        )
+
+    return Family((x.lower >= y.lower).astype(bias.dtype), member)
 
 
 def reduce_max(node: Node, x: Bounds) -> Planes:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from ..core import Graph, Node, Variable, is_affine, offset
 from ._interval import absolute, interval
-from ._planes import Lines, Planes, Prepared, signed
+from ._planes import Family, Lines, Planes, Prepared, signed
 from ._relaxations import relax
 from ._rounding import largest, num_terms, unit
 from ._sets import Bounds
@@ -59,14 +59,6 @@ def floating(node: Node) -> list[Variable]:
     return [v for v in node.variables if jnp.issubdtype(v.dtype, jnp.floating)]
 
 
-def meet(old: Bounds, new: Bounds) -> Bounds:
-    """The intersection of two sound intervals; NaN counts as no knowledge."""
-    return Bounds(
-        jnp.where(new.lower > old.lower, new.lower, old.lower),
-        jnp.where(new.upper < old.upper, new.upper, old.upper),
-    )
-
-
 def start(graph: Graph, region: Region, method: str) -> tuple[Flow, Settled]:
     """A flow that knows the inputs alone."""
     known = Settled(region)
@@ -97,6 +89,8 @@ def prepare_backward(flow: Flow, node: Node) -> None:
         return
     bounds = [flow.bounds[v] for v in node.outputs]
     found = relax(node, operands(flow, node), bounds)
+    if isinstance(found, Family):
+        found = found.first()
     terms = found.magnitude([flow.bounds[v] for v in floating(node)])
     error = unit(out.aval.size, out.dtype) + unit(16, out.dtype)
     flow.magnitudes[out] = jax.lax.stop_gradient(terms), error

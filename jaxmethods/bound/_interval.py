@@ -11,7 +11,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from . import _univariate as univariate
 from ..core import (
+    Graph,
     Node,
     Variable,
     is_affine,
@@ -84,6 +86,25 @@ def interval(node: Node, operands: list[Any], method: str) -> list[Bounds]:
         return bounds
     error = unit(min(num_terms(node), 4), node.outputs[0].dtype)
     return [outward(b, error) if error else b for b in bounds]
+
+
+def range_of(graph: Graph, x: Bounds) -> Bounds:
+    """The interval of a graph of one variable, operation by operation."""
+    known: dict[Any, Bounds] = {graph.inputs[0]: x}
+    for node in graph.nodes:
+        operands = [known[a] if isinstance(a, Variable) else a for a in node.inputs]
+        outs = interval(node, operands, "bound")
+        known.update(zip(node.outputs, outs, strict=True))
+    (out,) = graph.outputs
+    if isinstance(out, Variable):
+        return known[out]
+    value = jnp.broadcast_to(jnp.asarray(out), x.lower.shape)
+    return Bounds(value, value)
+
+
+def has_interval(node: Node) -> bool:
+    """Whether a node has an interval rule, of the package or of its users."""
+    return (registered_interval(node.name) or _rule(node)) is not None
 
 
 def _rule(node: Node) -> Rule | None:
@@ -281,4 +302,5 @@ _RULES: dict[str, Rule] = {
     "select_n": _select,
     "square": _with_vertex,
     "sub": _subtract,
+    "univariate": univariate.interval,
 }

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ._planes import Lines
+from ._planes import Family, Lines
 from ._sets import Bounds
 
 Function = Callable[[Any], Any]
@@ -31,18 +31,25 @@ def middle(x: Bounds) -> Any:
     return (x.lower + x.upper) / 2
 
 
-def convex(f: Function, x: Bounds, at: Function = middle) -> Lines:
-    """A chord above and a tangent below, touching at `at(x)`."""
-    point = at(x)
-    below = derivative(f)(point)
+def convex(f: Function, x: Bounds, at: Function = middle) -> Family:
+    """A chord above and a tangent below, which touches at any point: first `at(x)`."""
     above = chord(f, x)
-    ends = (f(end) - above * end for end in x)
-    return Lines(below, f(point) - below * point, above, jnp.maximum(*ends))
+    top = jnp.maximum(*(f(end) - above * end for end in x))
+    width = x.upper - x.lower
+
+    def member(share: Any) -> Lines:
+        point = x.lower + share * width
+        below = derivative(f)(point)
+        return Lines(below, f(point) - below * point, above, top)
+
+    wide = width > 0
+    start = jnp.where(wide, (at(x) - x.lower) / jnp.where(wide, width, 1), 0.5)
+    return Family(start, member)
 
 
-def concave(f: Function, x: Bounds, at: Function = middle) -> Lines:
+def concave(f: Function, x: Bounds, at: Function = middle) -> Family:
     """A chord below and a tangent above."""
-    return negated(convex(lambda v: -f(v), x, at))
+    return convex(lambda v: -f(v), x, at).map(negated)
 
 
 def negated(lines: Lines) -> Lines:
@@ -68,15 +75,20 @@ def chord(f: Function, x: Bounds) -> Any:
     return jnp.where(wide, slope, derivative(f)(middle(x)))
 
 
-def sigmoidal(f: Function, x: Bounds) -> Lines:
+def sigmoidal(f: Function, x: Bounds) -> Family:
     """A function that is convex below 0 and concave above, such as tanh."""
-    upper_slope, upper_bias = _above_sigmoidal(f, x)
-    turned = Bounds(-x.upper, -x.lower)
-    lower_slope, lower_bias = _above_sigmoidal(lambda v: -f(-v), turned)
-    return Lines(lower_slope, -lower_bias, upper_slope, upper_bias)
+    above = _above_sigmoidal(f, x)
+    below = _above_sigmoidal(lambda v: -f(-v), Bounds(-x.upper, -x.lower))
+
+    def member(shares: tuple[Any, Any]) -> Lines:
+        slope, top = above.member(shares[0])
+        lower_slope, base = below.member(shares[1])
+        return Lines(lower_slope, -base, slope, top)
+
+    return Family((above.start, below.start), member)
 
 
-def _above_sigmoidal(f: Function, x: Bounds) -> tuple[Any, Any]:
+def _above_sigmoidal(f: Function, x: Bounds) -> Family:
     """The slope and intercept of a line above a function that is convex, then concave.
 
     The line from the lower end that is tangent at some d >= 0 touches the upper hull;
@@ -86,13 +98,19 @@ def _above_sigmoidal(f: Function, x: Bounds) -> tuple[Any, Any]:
     """
     slope_of = derivative(f)
     start, end = jnp.minimum(x.lower, 0), jnp.maximum(x.upper, 0)
-    point = _tangent_point(f, start, end)
+    point = jnp.clip(jnp.maximum(_tangent_point(f, start, end), x.lower), 0, end)
     beyond = (f(end) + slope_of(end) * (start - end) < f(start)) | (x.upper <= 0)
-    touch = jnp.clip(jnp.maximum(point, middle(x)), 0, end)
-    slope = jnp.where(beyond, chord(f, x), slope_of(touch))
-    touch = jnp.where(beyond, x.upper, jnp.maximum(touch, x.lower))
-    heights = [f(v) - slope * v for v in (x.lower, x.upper, touch)]
-    return slope, jnp.maximum(jnp.maximum(heights[0], heights[1]), heights[2])
+
+    def member(share: Any) -> tuple[Any, Any]:
+        touch = point + share * (end - point)
+        slope = jnp.where(beyond, chord(f, x), slope_of(touch))
+        touch = jnp.where(beyond, x.upper, touch)
+        heights = [f(v) - slope * v for v in (x.lower, x.upper, touch)]
+        return slope, jnp.maximum(jnp.maximum(heights[0], heights[1]), heights[2])
+
+    room = end > point
+    share = (middle(x) - point) / jnp.where(room, end - point, 1)
+    return Family(jnp.where(room, jnp.clip(share, 0, 1), 0), member)
 
 
 def _tangent_point(f: Function, start: Any, end: Any) -> Any:

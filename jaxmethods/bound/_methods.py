@@ -13,13 +13,12 @@ from ._flow import (
     Flow,
     floating,
     magnitude_of_inputs,
-    meet,
     prepare_backward,
     start,
     visit,
 )
 from ._products import without_nan
-from ._sets import Bounds
+from ._sets import Bounds, meet
 from ._trace import trace
 
 SIDES = ("lower", "upper", "both")

@@ -95,7 +95,39 @@ class Planes(NamedTuple):
         return self.terms
 
 
-Relaxation = Lines | Planes
+class Family(NamedTuple):
+    """Lines or planes with free choices, each a number in [0, 1].
+
+    Attributes:
+        start: The choices that are good without knowing what follows; a pytree.
+        member: `member(choices) -> Lines or Planes`, sound for any choices.
+    """
+
+    start: Any
+    member: Callable[[Any], Any]
+
+    def map(self, change: Callable[[Any], Any]) -> "Family":
+        """The family whose members are changed."""
+        return Family(self.start, lambda choices: change(self.member(choices)))
+
+    def first(self) -> Any:
+        """The member that is good without knowing what follows."""
+        return self.member(self.start)
+
+
+def either(test: Any, first: Family, second: Family) -> Family:
+    """Lines of the first family where `test` holds, of the second elsewhere."""
+
+    def member(choices: tuple[Any, Any]) -> Lines:
+        mine, theirs = first.member(choices[0]), second.member(choices[1])
+        return Lines(
+            *(jnp.where(test, a, b) for a, b in zip(mine, theirs, strict=True))
+        )
+
+    return Family((first.start, second.start), member)
+
+
+Relaxation = Lines | Planes | Family
 Prepared = SignedLines | Planes
 
 

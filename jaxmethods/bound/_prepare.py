@@ -7,6 +7,7 @@ maximum and a minimum; elementwise operations get operands of one shape.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,11 +19,17 @@ from ..core import (
     Graph,
     Node,
     Variable,
+    flatten,
+    is_affine,
     is_concrete,
     live_nodes,
     match_patterns,
 )
+from ._fuse import COMPARISONS, fuse, is_step
+from ._interval import has_interval, range_of
 from ._merge import merge_specifications
+from ._relaxations import has_lines
+from ._univariate import Univariate
 
 _COMPOSITES = ("softplus", "selu", "celu", "elu", "leaky_relu", "hard_tanh")
 _BROADCASTING = frozenset({"div", "max", "min", "mul", "pow", "select_n"})
@@ -30,14 +37,51 @@ _BROADCASTING = frozenset({"div", "max", "min", "mul", "pow", "select_n"})
 
 def prepare(graph: Graph) -> Graph:
     """A graph of the same function in operations that have rules."""
+    graph = fuse(merge_specifications(_simplified(graph)))
+    nodes = tuple(map(_with_derivative, graph.nodes))
+    return Graph(graph.inputs, nodes, graph.outputs, graph.treedef)
+
+
+def _with_derivative(node: Node) -> Node:
+    """A function of one variable gets what its bounds are made from."""
+    if node.name != "univariate":
+        if has_lines(node.name) or not is_step(node) or is_affine(node):
+            return node
+        if len(node.variables) != 1 or node.outputs[0].dtype == bool:
+            return node
+        graph = Graph(tuple(node.variables), (node,), node.outputs, None)
+        node = dataclasses.replace(node, name="univariate", params={"graph": graph})
+    graph = node.params["graph"]
+    (x,) = graph.inputs
+
+    def slope(v: Any) -> Any:
+        value = lambda v: node.evaluate(v)[0]  # noqa: E731
+        return jax.jvp(value, (v,), (jnp.ones_like(v),))[1]
+
+    found = _simplified(flatten(slope, jax.ShapeDtypeStruct(x.shape, x.dtype)))
+    known = all(map(has_interval, found.nodes))
+    thresholds = [
+        a
+        for step in graph.nodes
+        if step.name in COMPARISONS
+        for a in step.inputs
+        if not isinstance(a, Variable)
+    ]
+    if any(step.name == "sign" for step in graph.nodes):
+        thresholds.append(0.0)
+    extensions = partial(range_of, graph), partial(range_of, found) if known else None
+    function = Univariate(*extensions, thresholds)
+    return dataclasses.replace(node, params={"function": function})
+
+
+def _simplified(graph: Graph) -> Graph:
     graph = match_patterns(graph, [PATTERNS[name] for name in _COMPOSITES])
     nodes: list[Node] = []
     for node in graph.nodes:
         for piece in _rewritten(node):
             nodes.extend(_broadcast(piece))
     live = live_nodes(nodes, graph.outputs)
-    graph = Graph(graph.inputs, live, graph.outputs, graph.treedef)
-    return merge_specifications(graph)
+    return Graph(graph.inputs, live, graph.outputs, graph.treedef)
 
 
 def _rewritten(node: Node) -> Iterator[Node]:

@@ -10,12 +10,14 @@ import numpy as np
 from ..core import Node, is_bilinear, is_concrete
 from . import _choices as choices
 from . import _lines as lines
-from ._planes import Lines, Relaxation, constant
+from . import _univariate as univariate
+from ._planes import Family, Lines, Relaxation, constant, either
 from ._products import mccormick
 from ._registry import registered_interval, registered_relaxation
 from ._sets import Bounds
+from ._univariate import usable
 
-Shape = Callable[..., Lines]
+Shape = Callable[..., Family]
 
 
 def relax(node: Node, operands: list[Any], bounds: list[Bounds]) -> Relaxation:
@@ -31,11 +33,18 @@ def relax(node: Node, operands: list[Any], bounds: list[Bounds]) -> Relaxation:
         rule = mccormick if is_bilinear(node) else _RULES.get(node.name)
     if rule is not None:
         return rule(node, *operands)
+    if node.name == "univariate":
+        return univariate.relax(node, operands[0], bounds[0])
     shape = _SHAPES.get(node.name)
     if shape is None:
         return constant(bounds[0])
     found = shape(_function(node, operands), operands[0])
-    return _finite(found, bounds[0])
+    return found.map(lambda lines: usable(lines, bounds[0]))
+
+
+def has_lines(name: str) -> bool:
+    """Whether the lines or planes of an operation are more than its interval."""
+    return name in _RULES or name in _SHAPES or registered_interval(name) is not None
 
 
 def _function(node: Node, operands: list[Any]) -> Callable[[Any], Any]:
@@ -43,56 +52,43 @@ def _function(node: Node, operands: list[Any]) -> Callable[[Any], Any]:
     return lambda x: node.evaluate(x, *operands[1:])[0]
 
 
-def _finite(found: Lines, bounds: Bounds) -> Lines:
-    """Constant lines where a slope overflows or an end is infinite."""
-    usable = jnp.isfinite(found.lower_slope) & jnp.isfinite(found.lower_bias)
-    below = jnp.where(usable, found.lower_slope, 0)
-    base = jnp.where(usable, found.lower_bias, bounds.lower)
-    usable = jnp.isfinite(found.upper_slope) & jnp.isfinite(found.upper_bias)
-    above = jnp.where(usable, found.upper_slope, 0)
-    return Lines(below, base, above, jnp.where(usable, found.upper_bias, bounds.upper))
-
-
-def _where(test: Any, first: Lines, second: Lines) -> Lines:
-    pairs = zip(first, second, strict=True)
-    return Lines(*(jnp.where(test, a, b) for a, b in pairs))
-
-
 def _early(x: Bounds) -> Any:
     """Keeps the tangent of exp positive at the lower end, so that 1 / it may follow."""
     return jnp.minimum(lines.middle(x), x.lower + 0.99)
 
 
-def _reversed_sigmoidal(f: Callable[[Any], Any], x: Bounds) -> Lines:
-    return lines.negated(lines.sigmoidal(lambda v: -f(v), x))
+def _reversed_sigmoidal(f: Callable[[Any], Any], x: Bounds) -> Family:
+    return lines.sigmoidal(lambda v: -f(v), x).map(lines.negated)
 
 
-def _by_sign(f: Callable[[Any], Any], x: Bounds) -> Lines:
+def _by_sign(f: Callable[[Any], Any], x: Bounds) -> Family:
     """Convex above 0 and concave below, with a pole between: 1 / x."""
-    return _where(x.lower > 0, lines.convex(f, x), lines.concave(f, x))
+    return either(x.lower > 0, lines.convex(f, x), lines.concave(f, x))
 
 
-def _leaky(node: Node, x: Bounds, slope: Any) -> Lines:
+def _leaky(node: Node, x: Bounds, slope: Any) -> Family:
     direct = choices.rectifier(x, slope)
     if is_concrete(slope) and bool(np.all(np.asarray(slope) <= 1)):
         return direct
     # Beyond 1 the kink is concave: slope * max(z, z / slope) of z = -x, turned round.
     safe = jnp.where(slope > 1, slope, 1)
     turned = choices.rectifier(Bounds(-x.upper, -x.lower), 1 / safe)
-    scaled = Lines(*(safe * part for part in turned))
-    concave = lines.negated(lines.mirrored(scaled))
-    return _where(slope > 1, concave, direct)
+    concave = turned.map(
+        lambda found: lines.negated(lines.mirrored(Lines(*(safe * v for v in found))))
+    )
+    return either(slope > 1, concave, direct)
 
 
-def _elu(node: Node, x: Bounds, alpha: Any) -> Lines:
+def _elu(node: Node, x: Bounds, alpha: Any) -> Family:
     f = _function(node, [x, alpha])
-    usual = _where(alpha > 1, lines.sigmoidal(f, x), lines.convex(f, x))
+    usual = either(alpha > 1, lines.sigmoidal(f, x), lines.convex(f, x))
     ends = jnp.stack([f(x.lower), f(x.upper), f(jnp.clip(0, x.lower, x.upper))])
     flat = jnp.zeros_like(x.lower)
-    return _where(alpha < 0, Lines(flat, ends.min(0), flat, ends.max(0)), usual)
+    constant = Family((), lambda _: Lines(flat, ends.min(0), flat, ends.max(0)))
+    return either(alpha < 0, constant, usual)
 
 
-def _integer_power(node: Node, x: Bounds) -> Lines:
+def _integer_power(node: Node, x: Bounds) -> Family:
     power, f = node.params["y"], _function(node, [x])
     if power > 0:
         return lines.convex(f, x) if power % 2 == 0 else _reversed_sigmoidal(f, x)

@@ -38,6 +38,14 @@ class Bounds(NamedTuple):
     upper: Any
 
 
+def meet(old: Bounds, new: Bounds) -> Bounds:
+    """The intersection of two sound intervals; NaN counts as no knowledge."""
+    return Bounds(
+        jnp.where(new.lower > old.lower, new.lower, old.lower),
+        jnp.where(new.upper < old.upper, new.upper, old.upper),
+    )
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Ball:

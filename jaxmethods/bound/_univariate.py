@@ -1,0 +1,201 @@
+"""Bounds of any elementwise function of one variable, from its derivative's bounds.
+
+The interval is cut into cells. On each, interval arithmetic bounds the function at both
+ends and its derivative in between, which encloses the function in a wedge; so what is
+lost is of the order of a cell's width squared. The range is that of the wedges. A line
+may have any slope: its intercept is the least value of f(x) - slope x in the wedges.
+The slope is that of the convex hull at the middle of the interval: of all lines, the
+one with the least area between it and the function.
+
+Functions may jump, but only where the variable itself is compared with a constant: the
+height of the jump there is bounded, and added to the wedges.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..core import Node
+from ._planes import Family, Lines
+from ._products import without_nan
+from ._rounding import largest, unit
+from ._sets import Bounds, meet
+
+_NUM_CELLS = 16  # even, so that the middle of the interval is an end of a cell
+
+
+class Univariate(NamedTuple):
+    """An elementwise function of one variable, as interval extensions.
+
+    Attributes:
+        value: From an interval to one that holds the function's values there.
+        slope: The same of its derivative; None where that has no interval rule.
+        thresholds: The constants that the variable is compared with.
+    """
+
+    value: Callable[[Bounds], Bounds]
+    slope: Callable[[Bounds], Bounds] | None
+    thresholds: Sequence[Any]
+
+
+class Wedges(NamedTuple):
+    """What is known of a function on the cells of an interval; axis 0 runs over cells.
+
+    Attributes:
+        points: The ends of the cells, (cells + 1, *shape).
+        values: The function there.
+        inside: The function on each cell, by interval arithmetic.
+        slopes: Its derivative on each cell; infinite where it is not known.
+        jump: How much the function may jump within each cell.
+    """
+
+    points: Any
+    values: Bounds
+    inside: Bounds
+    slopes: Bounds
+    jump: Any
+
+
+def interval(node: Node, x: Bounds) -> Bounds:
+    """The interval of a node "univariate"."""
+    fn = node.params["function"]
+    return meet(fn.value(x), range_in(wedges(fn, x)))
+
+
+def relax(node: Node, x: Bounds, bounds: Bounds) -> Family:
+    """The lines of a node "univariate"."""
+    return family(wedges(node.params["function"], x), bounds)
+
+
+def wedges(fn: Univariate, x: Bounds) -> Wedges:
+    """Encloses a function over an interval, cell by cell."""
+    share = jnp.arange(_NUM_CELLS, dtype=x.lower.dtype) / _NUM_CELLS
+    share = share.reshape(-1, *[1] * x.lower.ndim)
+    points = jnp.minimum(
+        x.lower[None] + (x.upper - x.lower)[None] * share, x.upper[None]
+    )
+    points = jnp.concatenate([points, x.upper[None]])
+    a, b = points[:-1], points[1:]
+
+    # Mapped over the cells values are traced: leaving a domain there gives infinity,
+    # and not the error that leaving it in the whole interval deserves.
+    def over(extension: Any, low: Any, high: Any) -> Bounds:
+        return without_nan(jax.vmap(extension)(Bounds(low, high)))
+
+    unknown = jnp.full_like(a, jnp.inf)
+    slopes = Bounds(-unknown, unknown)
+    if fn.slope is not None:
+        slopes = over(fn.slope, a, b)
+    jump = jnp.zeros_like(a)
+    for threshold in fn.thresholds:
+        t = jnp.broadcast_to(jnp.asarray(threshold, a.dtype), x.lower.shape)
+        around = over(
+            fn.value, jnp.nextafter(t, -jnp.inf)[None], jnp.nextafter(t, jnp.inf)[None]
+        )
+        height = jax.lax.stop_gradient(around.upper - around.lower)
+        jump = jump + jnp.where((a <= t[None]) & (t[None] <= b), height, 0)
+    return Wedges(
+        points, over(fn.value, points, points), over(fn.value, a, b), slopes, jump
+    )
+
+
+def negated(w: Wedges) -> Wedges:
+    """Wedges of minus the function."""
+    return Wedges(
+        w.points,
+        *(Bounds(-v.upper, -v.lower) for v in (w.values, w.inside, w.slopes)),
+        w.jump,
+    )
+
+
+def least(w: Wedges, slope: Any) -> Any:
+    """A lower bound of f(x) - slope x over the whole interval."""
+    a, b = w.points[:-1], w.points[1:]
+    slope = jnp.broadcast_to(jnp.asarray(slope, a.dtype), a.shape[1:])[None]
+    at_a, at_b = w.values.lower[:-1] - slope * a, w.values.lower[1:] - slope * b
+    fall, rise = w.slopes.lower - slope, w.slopes.upper - slope
+    turns = (fall < 0) & (rise > 0)
+    known = jnp.isfinite(fall) & jnp.isfinite(rise)
+    fall, rise = jnp.where(known, fall, -1), jnp.where(known, rise, 1)
+    both = jnp.where(turns, rise - fall, 1)
+    bottom = (at_a * rise - at_b * fall + fall * rise * (b - a)) / both
+    bottom = jnp.where(known, bottom, -jnp.inf)
+    ends = jnp.minimum(at_a, at_b)
+    wedge = jnp.where(turns, jnp.minimum(bottom, ends), ends) - w.jump
+    plain = w.inside.lower - jnp.maximum(slope * a, slope * b)
+    found = jnp.where(wedge > plain, wedge, plain)
+    size = largest(w.values)
+    size = jnp.maximum(size[:-1], size[1:]) + jnp.abs(slope) * largest(Bounds(a, b))
+    return jnp.min(found - unit(4, size.dtype) * size, axis=0)
+
+
+def range_in(w: Wedges) -> Bounds:
+    """The range of the function over the whole interval."""
+    return Bounds(least(w, 0.0), -least(negated(w), 0.0))
+
+
+def family(w: Wedges, bounds: Bounds) -> Family:
+    """Lines of any slope; the best two touch the convex hulls at the middle."""
+    below, above = hull_slope(w), -hull_slope(negated(w))
+    low = _finite_or(jnp.min(w.slopes.lower, axis=0), jnp.minimum(below, above))
+    high = _finite_or(jnp.max(w.slopes.upper, axis=0), jnp.maximum(below, above))
+
+    def share(slope: Any) -> Any:
+        wide = high > low
+        return jnp.where(wide, (slope - low) / jnp.where(wide, high - low, 1), 0)
+
+    def member(shares: tuple[Any, Any]) -> Lines:
+        below, above = (low + s * (high - low) for s in shares)
+        return usable(
+            Lines(below, least(w, below), above, -least(negated(w), -above)), bounds
+        )
+
+    start = tuple(jnp.clip(share(s), 0, 1) for s in (below, above))
+    return Family(start, member)
+
+
+def usable(lines: Lines, bounds: Bounds) -> Lines:
+    """Constant lines where a slope overflows or an end is infinite."""
+    below, base, above, top = lines
+    fits = jnp.isfinite(below) & jnp.isfinite(base)
+    below, base = jnp.where(fits, below, 0), jnp.where(fits, base, bounds.lower)
+    fits = jnp.isfinite(above) & jnp.isfinite(top)
+    return Lines(
+        below, base, jnp.where(fits, above, 0), jnp.where(fits, top, bounds.upper)
+    )
+
+
+def hull_slope(w: Wedges) -> Any:
+    """The slope of the convex hull from below at the middle of the interval."""
+    half = _NUM_CELLS // 2
+    t, f = w.points, w.values.lower
+    left, right = (t[:half], f[:half]), (t[half + 1 :], f[half + 1 :])
+    middle = t[half][None], f[half][None]
+    to_left = _secant(*left, *middle)
+    to_right = _secant(*middle, *right)
+    steepest, flattest = jnp.max(to_left, axis=0), jnp.min(to_right, axis=0)
+    tangent = (to_left[-1] + to_right[0]) / 2
+    tangent = jnp.clip(tangent, steepest, jnp.maximum(steepest, flattest))
+
+    from_left, from_right = [v[:, None] for v in left], [v[None] for v in right]
+    secants = _secant(*from_left, *from_right)
+    heights = from_left[1] + secants * (middle[0][None] - from_left[0])
+    pairs = jax.lax.stop_gradient(heights).reshape(-1, *f.shape[1:])
+    best = jnp.argmin(pairs, axis=0, keepdims=True)
+    chord = jnp.take_along_axis(secants.reshape(pairs.shape), best, axis=0)[0]
+    slope = jnp.where(steepest <= flattest, tangent, chord)
+    scale = jnp.maximum(jnp.abs(t[0]), jnp.abs(t[-1]))
+    wide = t[-1] - t[0] > jnp.sqrt(jnp.finfo(t.dtype).eps) * scale
+    inner = (w.slopes.lower[half] + w.slopes.upper[half]) / 2
+    return _finite_or(jnp.where(wide, slope, inner), jnp.zeros_like(slope))
+
+
+def _secant(x0: Any, y0: Any, x1: Any, y1: Any) -> Any:
+    apart = x1 > x0
+    return jnp.where(apart, (y1 - y0) / jnp.where(apart, x1 - x0, 1), 0)
+
+
+def _finite_or(x: Any, other: Any) -> Any:
+    return jnp.where(jnp.isfinite(x), x, other)
