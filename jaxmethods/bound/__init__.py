@@ -11,8 +11,10 @@ added, so that they hold in float32 as in float64.
 
 from ._margins import margins as margins
 from ._methods import LinearBounds as LinearBounds
+from ._methods import alpha_crown as alpha_crown
 from ._methods import crown as crown
 from ._methods import crown_ibp as crown_ibp
+from ._methods import forward as forward
 from ._methods import ibp as ibp
 from ._methods import linear_bounds as linear_bounds
 from ._planes import Lines as Lines

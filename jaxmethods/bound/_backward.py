@@ -11,7 +11,9 @@ References:
     arXiv:2002.12920.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -19,7 +21,7 @@ import jax.numpy as jnp
 
 from ..core import Node, Variable, is_affine
 from ._flow import Flow, floating
-from ._planes import SignedLines
+from ._planes import Prepared, SignedLines
 from ._rows import Diagonal, Rows, absolute, add, both_signs, negated
 from ._sets import Bounds
 from ._through import part_at_lines, through_affine, through_lines, through_planes
@@ -55,9 +57,32 @@ def backward(flow: Flow, start: Variable, side: str) -> Pass:
     """
     sign = jnp.ones_like(flow.bounds[start].lower)
     first = Diagonal(-sign if side == "upper" else sign)
-    zero = jnp.zeros_like(sign).reshape(-1)
-    state = Pass({start: first}, zero, zero, False)
-    _account_for_rounding(flow, state, start, first)
+    return backward_from(flow, start, first, flow.relaxations, split=side == "both")
+
+
+def backward_from(
+    flow: Flow,
+    start: Variable,
+    first: Rows,
+    relaxations: Mapping[Node, Prepared],
+    *,
+    split: bool = False,
+    added: Mapping[Variable, Rows] = MappingProxyType({}),
+) -> Pass:
+    """Walks from given rows of `start`, through given relaxations, to the inputs.
+
+    Args:
+        flow: As for `backward`.
+        start: As for `backward`.
+        first: The coefficients to start from.
+        relaxations: What stands for each nonlinear node that the rows may meet.
+        split: Whether the negated rows are bounded as well.
+        added: Coefficients of other values that the rows have as well.
+    """
+    zero = jnp.zeros_like(first.collect(first.flat))
+    state = Pass({start: first, **added}, zero, zero, False)
+    for v, rows in state.rows.items():
+        _account_for_rounding(flow, state, v, rows)
     for node in reversed(flow.graph.nodes):
         rows: list[Any] = [state.rows.pop(v, None) for v in node.outputs]
         if all(r is None for r in rows):
@@ -66,7 +91,7 @@ def backward(flow: Flow, start: Variable, side: str) -> Pass:
             folded = node.outputs[0] in flow.folded and node.outputs[0] is not start
             _through_affine(state, node, rows, None if folded else flow.offsets[node])
             continue
-        _through_nonlinear(flow, state, node, rows[0], split=side == "both")
+        _through_nonlinear(flow, state, node, rows[0], relaxations[node], split=split)
     return state
 
 
@@ -97,9 +122,15 @@ def _through_affine(
 
 
 def _through_nonlinear(
-    flow: Flow, state: Pass, node: Node, rows: Rows, *, split: bool
+    flow: Flow,
+    state: Pass,
+    node: Node,
+    rows: Rows,
+    relaxation: Prepared,
+    *,
+    split: bool,
 ) -> None:
-    relaxation, inputs = flow.relaxations[node], floating(node)
+    inputs = floating(node)
     parts_now = split and not state.parted
     if parts_now:
         _part(state)
@@ -119,10 +150,14 @@ def _through_nonlinear(
             state.rows[v] = add(state.rows.get(v), r)
 
 
+def least_value(flow: Flow, state: Pass) -> Any:
+    """The least value over the sets that a pass proves for each of its rows."""
+    return state.bias - state.slack + flow.region.minimum(state.rows)
+
+
 def concretize(flow: Flow, state: Pass, start: Variable, side: str) -> Bounds:
     """The interval of `start` that a pass proves; infinite on a side not asked for."""
-    least = state.bias - state.slack + flow.region.minimum(state.rows)
-    least = _narrowed(least, start.dtype)
+    least = _narrowed(least_value(flow, state), start.dtype)
     missing = jnp.full(start.shape, jnp.inf, start.dtype)
     if side == "lower":
         return Bounds(least.reshape(start.shape), missing)

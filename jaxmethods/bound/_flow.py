@@ -1,5 +1,6 @@
 """One forward walk over a graph: what every later step knows of each value."""
 
+import functools
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,8 @@ class Flow:
         bounds: The interval of each variable.
         settled: The variables whose interval no backward pass improves.
         relaxations: What stands for each nonlinear node in a backward pass.
+        families: What else might stand for it.
+        free_choices: Whether passes choose from the families row by row.
         magnitudes: For each variable the largest sum of absolute terms that a pass from
             it may add up in the affine operations below it, and its relative error.
         offsets: For each affine node its outputs at zero; None if zero.
@@ -42,6 +45,8 @@ class Flow:
     bounds: dict[Variable, Bounds] = field(default_factory=dict)
     settled: set[Variable] = field(default_factory=set)
     relaxations: dict[Node, Prepared] = field(default_factory=dict)
+    families: dict[Node, Family] = field(default_factory=dict)
+    free_choices: bool = False
     magnitudes: dict[Variable, tuple[Any, float]] = field(default_factory=dict)
     offsets: dict[Node, Any] = field(default_factory=dict)
     producers: dict[Variable, Node] = field(default_factory=dict)
@@ -89,15 +94,24 @@ def prepare_backward(flow: Flow, node: Node) -> None:
         return
     bounds = [flow.bounds[v] for v in node.outputs]
     found = relax(node, operands(flow, node), bounds)
+    members = [found]
     if isinstance(found, Family):
-        found = found.first()
-    terms = found.magnitude([flow.bounds[v] for v in floating(node)])
+        flow.families[node] = found
+        members = [found.first()]
+        if flow.free_choices:
+            members += found.extremes()
+    inputs = [flow.bounds[v] for v in floating(node)]
+    terms = functools.reduce(jnp.maximum, (m.magnitude(inputs) for m in members))
     error = unit(out.aval.size, out.dtype) + unit(16, out.dtype)
     flow.magnitudes[out] = jax.lax.stop_gradient(terms), error
+    flow.relaxations[node] = prepared(flow, node, members[0])
+
+
+def prepared(flow: Flow, node: Node, found: Lines | Planes) -> Prepared:
+    """What a backward pass applies in the place of a node."""
     if isinstance(found, Planes):
-        flow.relaxations[node] = found
-    else:
-        flow.relaxations[node] = signed(_folded(flow, node, found))
+        return found
+    return signed(_folded(flow, node, found), once=not flow.free_choices)
 
 
 def _folded(flow: Flow, node: Node, lines: Lines) -> Lines:
@@ -114,7 +128,8 @@ def _folded(flow: Flow, node: Node, lines: Lines) -> Lines:
     top = top + jnp.abs(above) * (error * terms)
     producer = flow.producers.get(v)
     added = None if producer is None else flow.offsets.get(producer)
-    if added is not None and len(added) == 1 and flow.num_readers[v] == 1:
+    alone = flow.num_readers[v] == 1 and not flow.free_choices
+    if added is not None and len(added) == 1 and alone:
         flow.folded.add(v)
         base, top = base + below * added[0], top + above * added[0]
     return Lines(below, base, above, top)

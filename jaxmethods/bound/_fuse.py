@@ -60,7 +60,6 @@ class _Fusing:
         self._emitted: set[Variable] = set()
         self._producers: dict[Variable, Node] = {}
         self._roots: dict[Variable, Variable] = {}
-        self._sizes: dict[Variable, int] = {}
         self._scaled: dict[Variable, _Scaled] = {}
 
     def _root(self, v: Variable) -> Variable:
@@ -74,12 +73,14 @@ class _Fusing:
         (out,) = node.outputs
         variables = node.variables
         roots = {self._root(v) for v in variables}
-        size = 1 + sum(self._sizes.get(v, 0) for v in variables)
-        if len(roots) == 1 and size <= _MOST_STEPS:
-            self._roots[out], self._sizes[out] = roots.pop(), size
+        if len(roots) == 1 and self._num_steps(node) <= _MOST_STEPS:
+            (self._roots[out],) = roots
         found = self._multiplied_out(node)
         if found is not None:
             self._scaled[out] = found
+
+    def _num_steps(self, node: Node) -> int:
+        return 1 + len({s for v in node.variables for s in self._steps_of(v)})
 
     def _multiplied_out(self, node: Node) -> _Scaled | None:
         """The output as a product of one value and a function of another."""

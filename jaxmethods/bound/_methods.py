@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..core import Variable, check_choice, describe, is_affine
+from ..core import Variable, check_choice, check_integer, describe, is_affine
+from ._alpha import optimized
 from ._backward import Pass, backward, concretize
 from ._flow import (
     Flow,
@@ -17,12 +18,13 @@ from ._flow import (
     start,
     visit,
 )
+from ._forward import Forward
 from ._products import without_nan
 from ._sets import Bounds, meet
 from ._trace import trace
 
 SIDES = ("lower", "upper", "both")
-LINEAR_METHODS = ("crown", "crown_ibp")
+LINEAR_METHODS = ("crown", "crown_ibp", "forward")
 
 
 class LinearBounds(NamedTuple):
@@ -79,6 +81,40 @@ def ibp(fn: Callable[..., Any]) -> Callable[..., Bounds]:
     @functools.wraps(fn)
     def bounded(*args: Any) -> Bounds:
         flow = _walk(fn, args, "bound.ibp")
+        return _collect(flow, lambda v: flow.bounds[v])
+
+    return bounded
+
+
+def forward(fn: Callable[..., Any]) -> Callable[..., Bounds]:
+    """Linear bounds of every value in terms of the sets, in one pass forward.
+
+    Between `crown_ibp` and `crown` in tightness; the cost is that of one evaluation of
+    `fn` an entry of the sets, so it suits few inputs and many outputs.
+
+    Args:
+        fn: As for `ibp`.
+
+    Returns:
+        `bounded(*args) -> Bounds`, as for `ibp`; elementwise never looser.
+
+    Raises:
+        As `ibp`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxmethods.bound import Box
+        >>> fn = lambda x: jax.nn.relu(x[0] - x[1]) - x[0]
+        >>> round(float(forward(fn)(Box(jnp.zeros(2), jnp.ones(2))).upper), 3)
+        0.5
+
+    References:
+        Xu et al. 2020, arXiv:2002.12920, section 3.1.
+    """
+
+    @functools.wraps(fn)
+    def bounded(*args: Any) -> Bounds:
+        flow, _ = _walk_forward(fn, args, "bound.forward")
         return _collect(flow, lambda v: flow.bounds[v])
 
     return bounded
@@ -143,12 +179,87 @@ def crown(fn: Callable[..., Any], *, side: str = "both") -> Callable[..., Bounds
     return _linear(fn, "crown", side)
 
 
+def alpha_crown(
+    fn: Callable[..., Any],
+    *,
+    num_steps: int = 20,
+    side: str = "both",
+    num_rows: int = 64,
+) -> Callable[..., Bounds]:
+    """`crown` with the free choices of its relaxations optimised.
+
+    Tightest and dearest: `num_steps` steps of gradient ascent on the bounds, through
+    the bounds of the values inside, which are optimised along.
+
+    Args:
+        fn: As for `ibp`.
+        num_steps: How many steps; 0 gives `crown`.
+        side: As for `crown_ibp`; the two sides are optimised apart.
+        num_rows: For how many entries of each value inside, at most, choices are
+            optimised; those where it matters most are taken.
+
+    Returns:
+        `bounded(*args) -> Bounds`, as for `ibp`; elementwise never looser than `crown`.
+
+    Raises:
+        ValueError: An unknown side, or a negative number; else as `ibp`.
+        TypeError: `num_steps` or `num_rows` is no integer.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxmethods.bound import Ball
+        >>> fn = lambda x: jax.nn.relu(x[0] + x[1]) - jax.nn.relu(x[0] - 2 * x[1])
+        >>> ball = Ball(jnp.array([0.1, 0.2]), 1.0)
+        >>> plain, best = crown(fn)(ball), alpha_crown(fn)(ball)
+        >>> bool(best.upper - best.lower < plain.upper - plain.lower)
+        True
+
+    References:
+        Xu et al. 2021, arXiv:2011.13824; Xu et al. 2020, arXiv:2002.12920.
+    """
+    check_choice(side, SIDES, "side")
+    check_integer(num_steps, "num_steps", 0)
+    check_integer(num_rows, "num_rows", 1)
+
+    @functools.wraps(fn)
+    def bounded(*args: Any) -> Bounds:
+        refined: list[Variable] = []
+        flow = _walk(fn, args, "bound.alpha_crown", linear=True, refined=refined)
+        best = {
+            v: meet(flow.bounds[v], concretize(flow, backward(flow, v, side), v, side))
+            for v in flow.graph.outputs
+            if isinstance(v, Variable)
+            and v not in flow.settled
+            and jnp.issubdtype(v.dtype, jnp.floating)
+        }
+        outputs = list(best)
+        if outputs and num_steps:
+            signs = jnp.array({"lower": [1], "upper": [-1], "both": [1, -1]}[side])
+            run = functools.partial(
+                optimized,
+                flow,
+                refined,
+                outputs,
+                num_steps=num_steps,
+                num_rows=num_rows,
+            )
+            for v, found in zip(outputs, jax.vmap(run)(signs), strict=True):
+                missing = jnp.full_like(found[0], jnp.inf)
+                lower = -missing if side == "upper" else found[0]
+                upper = missing if side == "lower" else -found[-1]
+                best[v] = meet(best[v], Bounds(lower, upper))
+        return _collect(flow, lambda v: best.get(v, flow.bounds[v]))
+
+    return bounded
+
+
 def _linear(fn: Callable[..., Any], method: str, side: str) -> Callable[..., Bounds]:
     check_choice(side, SIDES, "side")
 
     @functools.wraps(fn)
     def bounded(*args: Any) -> Bounds:
-        flow = _walk(fn, args, f"bound.{method}", linear=True, refine=method == "crown")
+        refined = [] if method == "crown" else None
+        flow = _walk(fn, args, f"bound.{method}", linear=True, refined=refined)
 
         def best(v: Variable) -> Bounds:
             if v in flow.settled or not jnp.issubdtype(v.dtype, jnp.floating):
@@ -168,7 +279,7 @@ def linear_bounds(
 
     Args:
         fn: As for `ibp`.
-        method: "crown" or "crown_ibp".
+        method: "crown", "crown_ibp" or "forward".
 
     Returns:
         `bounded(*args) -> LinearBounds`.
@@ -192,14 +303,19 @@ def linear_bounds(
     @functools.wraps(fn)
     def bounded(*args: Any) -> LinearBounds:
         name = f"bound.linear_bounds(method={method!r})"
-        flow = _walk(fn, args, name, linear=True, refine=method == "crown")
+        forward = None
+        if method == "forward":
+            flow, forward = _walk_forward(fn, args, name)
+        else:
+            refined = [] if method == "crown" else None
+            flow = _walk(fn, args, name, linear=True, refined=refined)
         if len(flow.graph.inputs) != 1:
             raise ValueError(
                 f"linear_bounds got sets of {len(flow.graph.inputs)} arrays in all; "
                 "wanted one set that holds one array: give the others as arrays, or "
                 "concatenate them."
             )
-        planes = [_planes(flow, atom) for atom in flow.graph.outputs]
+        planes = [_planes(flow, atom, forward) for atom in flow.graph.outputs]
         unflatten = flow.graph.treedef.unflatten
         return LinearBounds(
             *(unflatten(list(part)) for part in zip(*planes, strict=True))
@@ -214,24 +330,45 @@ def _walk(
     method: str,
     *,
     linear: bool = False,
-    refine: bool = False,
+    refined: list[Variable] | None = None,
 ) -> Flow:
-    """Visits all nodes; `refine`: backward passes bound what nonlinear nodes read."""
+    """Visits all nodes.
+
+    Where `refined` is a list backward passes bound what nonlinear nodes read; it gets
+    the values that they bound.
+    """
     graph, region = trace(fn, args)
     flow, known = start(graph, region, method)
     if linear:
         magnitude_of_inputs(flow)
     for node in graph.nodes:
-        if refine and not is_affine(node):
+        if refined is not None and not is_affine(node):
             for v in floating(node):
                 if v not in flow.settled:
                     found = concretize(flow, backward(flow, v, "both"), v, "both")
                     flow.bounds[v] = meet(flow.bounds[v], found)
                     flow.settled.add(v)
+                    refined.append(v)
         visit(flow, known, node)
         if linear:
             prepare_backward(flow, node)
     return flow
+
+
+def _walk_forward(
+    fn: Callable[..., Any], args: tuple[Any, ...], method: str
+) -> tuple[Flow, Forward]:
+    """Visits all nodes, carrying linear bounds along."""
+    graph, region = trace(fn, args)
+    flow, known = start(graph, region, method)
+    forward = Forward(flow)
+    for node in graph.nodes:
+        visit(flow, known, node)
+        forward.visit(node)
+        for v in node.outputs:
+            if v not in flow.settled:
+                forward.sharpen(v)
+    return flow, forward
 
 
 def _collect(flow: Flow, bounds: Callable[[Variable], Bounds]) -> Bounds:
@@ -243,7 +380,7 @@ def _collect(flow: Flow, bounds: Callable[[Variable], Bounds]) -> Bounds:
     return Bounds(*(unflatten([e[side] for e in ends]) for side in (0, 1)))
 
 
-def _planes(flow: Flow, atom: Any) -> LinearBounds:
+def _planes(flow: Flow, atom: Any, forward: Forward | None) -> LinearBounds:
     (x,) = flow.graph.inputs
     if not jnp.issubdtype(atom.dtype, jnp.floating):
         raise TypeError(
@@ -254,6 +391,17 @@ def _planes(flow: Flow, atom: Any) -> LinearBounds:
         atom = jnp.asarray(atom)
         flat = jnp.zeros((*atom.shape, *x.shape), x.dtype)
         return LinearBounds(flat, atom, flat, atom)
+    if forward is not None:
+        lower, upper = forward.planes(atom)
+        shape = (*atom.shape, *x.shape)
+        slopes = [
+            jnp.moveaxis(side[:-1].reshape(x.aval.size, *atom.shape), 0, -1)
+            for side in (lower, upper)
+        ]
+        low, high = without_nan(Bounds(lower[-1], upper[-1]))
+        return LinearBounds(
+            slopes[0].reshape(shape), low, slopes[1].reshape(shape), high
+        )
     state = backward(flow, atom, "both")
     slope, bias = _slope(state, x, atom), state.bias
     low, high = bias - state.slack, bias + state.slack

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from ._materialized import materialized
@@ -51,13 +52,16 @@ class SignedLines(NamedTuple):
     bias_half: Any
 
 
-def signed(lines: Lines) -> SignedLines:
+def signed(lines: Lines, *, once: bool = True) -> SignedLines:
     """The middles and halves of a pair of lines.
 
-    They are computed once, not fused into the passes and so repeated for each row.
+    `once` where many rows share them: they are computed once, not fused into the passes
+    and so repeated for each row.
     """
     below, base, above, top = lines
     parts = (below + above, below - above, base + top, base - top)
+    if not once:
+        return SignedLines(*(part / 2 for part in parts))
     return SignedLines(*materialized(jnp.stack(parts) / 2))
 
 
@@ -109,6 +113,11 @@ class Family(NamedTuple):
     def map(self, change: Callable[[Any], Any]) -> "Family":
         """The family whose members are changed."""
         return Family(self.start, lambda choices: change(self.member(choices)))
+
+    def extremes(self) -> list[Any]:
+        """The members at the ends of the choices; all others lie between them."""
+        ends = (jnp.zeros_like, jnp.ones_like)
+        return [self.member(jax.tree.map(end, self.start)) for end in ends]
 
     def first(self) -> Any:
         """The member that is good without knowing what follows."""

@@ -1,0 +1,241 @@
+"""alpha-CROWN: the free choices of all relaxations, optimised.
+
+Every line below a rectifier with a slope in [0, 1] is sound, every tangent to a convex
+function, and so on. The best one depends on what is bounded, so each row of each pass
+has choices of its own. They are found by projected gradient ascent on the bounds of the
+outputs, through the bounds of all values inside, which move along. Every step is sound,
+so the best bound of each entry is kept.
+
+References:
+    Xu, Zhang, Wang, Wang, Jana, Lin, Hsieh. Fast and complete: enabling complete neural
+    network verification with rapid and massively parallel incomplete verifiers. ICLR
+    2021, arXiv:2011.13824.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ..core import Node, Variable, is_affine
+from ._backward import backward_from, least_value
+from ._flow import (
+    Flow,
+    floating,
+    magnitude_of_inputs,
+    prepare_backward,
+    prepared,
+    start,
+    visit,
+)
+from ._rows import Dense
+from ._sets import Bounds, meet
+
+# The schedule of the reference implementation.
+_LEARNING_RATE, _DECAY = 0.5, 0.98
+
+Choices = dict[int, Any]  # of each nonlinear node, by its place: (rows, ...)
+
+
+class _Start(NamedTuple):
+    """A value inside whose bounds are optimised.
+
+    Attributes:
+        variable: The value.
+        index: Which of its entries, (rows,).
+        nodes: The places of the nonlinear nodes with choices that it depends on.
+    """
+
+    variable: Variable
+    index: Any
+    nodes: list[int]
+
+
+def optimized(
+    flow: Flow,
+    refined: Sequence[Variable],
+    outputs: Sequence[Variable],
+    sign: Any,
+    num_steps: int,
+    num_rows: int,
+) -> list[Any]:
+    """The best lower bounds of `sign` times each output that were found.
+
+    Args:
+        flow: A walk with `crown`'s bounds of all values.
+        refined: The values inside that backward passes bounded.
+        outputs: Floating outputs.
+        sign: 1 or -1.
+        num_steps: How many steps of gradient ascent.
+        num_rows: How many entries of a value inside are optimised at most.
+    """
+    problem = _Problem(flow, refined, outputs, num_rows)
+    choices = problem.initial()
+    ascend = optax.adam(optax.exponential_decay(_LEARNING_RATE, 1, _DECAY))
+
+    def loss(choices: Any) -> tuple[Any, Any]:
+        found = problem.evaluate(choices, sign, frozen=True)
+        return -sum(jnp.sum(jnp.where(jnp.isfinite(b), b, 0)) for b in found), found
+
+    def step(carry: Any, _: Any) -> tuple[Any, None]:
+        choices, state, best, best_loss, best_choices = carry
+        (value, found), gradient = jax.value_and_grad(loss, has_aux=True)(choices)
+        best = jax.tree.map(jnp.maximum, best, found)
+        better = value < best_loss
+        best_choices = jax.tree.map(
+            lambda new, old: jnp.where(better, new, old), choices, best_choices
+        )
+        best_loss = jnp.minimum(value, best_loss)
+        gradient = jax.tree.map(jnp.nan_to_num, gradient)
+        updates, state = ascend.update(gradient, state)
+        choices = optax.apply_updates(choices, updates)
+        choices = jax.tree.map(lambda c: jnp.clip(c, 0, 1), choices)
+        return (choices, state, best, best_loss, best_choices), None
+
+    none = [jnp.full(v.shape, -jnp.inf, v.dtype) for v in outputs]
+    worst = jnp.asarray(jnp.inf, none[0].dtype)
+    carry = (choices, ascend.init(choices), none, worst, choices)
+    carry = jax.lax.stop_gradient(carry)
+    (*_, best, _, best_choices), _ = jax.lax.scan(step, carry, length=num_steps)
+    # The derivatives are those at the choices that were best in all.
+    last = problem.evaluate(jax.lax.stop_gradient(best_choices), sign, frozen=False)
+    return [_no_looser(value, kept) for kept, value in zip(best, last, strict=True)]
+
+
+class _Problem:
+    """What is optimised: the bounds of outputs as a function of all choices."""
+
+    def __init__(
+        self,
+        flow: Flow,
+        refined: Sequence[Variable],
+        outputs: Sequence[Variable],
+        num_rows: int,
+    ):
+        self._flow, self._outputs = flow, outputs
+        self._place = {node: i for i, node in enumerate(flow.graph.nodes)}
+        self._starts = {}
+        for v in refined:
+            nodes = self._below(v)
+            if nodes:
+                self._starts[v] = _Start(v, self._rows_of(v, num_rows), nodes)
+        self._needed = {v: self._below(v) for v in outputs}
+
+    def _below(self, v: Variable) -> list[int]:
+        """The places of the nodes with choices that a value depends on."""
+        needed, found = {v}, []
+        for node in reversed(self._flow.graph.nodes):
+            if not needed.isdisjoint(node.outputs):
+                needed.update(node.variables)
+                if node in self._flow.families:
+                    found.append(self._place[node])
+        return found
+
+    def _rows_of(self, v: Variable, num_rows: int) -> Any:
+        """The entries of a value where a tighter interval would help most."""
+        size = v.aval.size
+        if size <= num_rows:
+            return jnp.arange(size)
+        score = jnp.zeros(v.shape, v.dtype)
+        for node in self._flow.graph.nodes:
+            if v in node.variables and node in self._flow.families:
+                score = score + self._gap(node, v)
+        return jax.lax.top_k(jax.lax.stop_gradient(score).reshape(-1), num_rows)[1]
+
+    def _gap(self, node: Node, v: Variable) -> Any:
+        """How far the two lines of a node are apart in the middle of the interval."""
+        lines = self._flow.families[node].first()
+        x = self._flow.bounds[v]
+        if hasattr(lines, "upper_slope"):
+            middle = (x.lower + x.upper) / 2
+            slope = lines.upper_slope - lines.lower_slope
+            return slope * middle + lines.upper_bias - lines.lower_bias
+        return x.upper - x.lower
+
+    def initial(self) -> Any:
+        """The choices of `crown`: for the values inside both sides, for the outputs."""
+        inside = [
+            self._repeated(s.nodes, 2 * s.index.size) for s in self._starts.values()
+        ]
+        outputs = [
+            self._repeated(nodes, v.aval.size) for v, nodes in self._needed.items()
+        ]
+        return inside, outputs
+
+    def _repeated(self, nodes: list[int], num: int) -> Choices:
+        def repeat(x: Any) -> Any:
+            return jnp.broadcast_to(x[None], (num, *x.shape))
+
+        families = self._flow.families
+        all_nodes = self._flow.graph.nodes
+        return {i: jax.tree.map(repeat, families[all_nodes[i]].start) for i in nodes}
+
+    def evaluate(self, choices: Any, sign: Any, *, frozen: bool) -> list[Any]:
+        """The lower bounds of `sign` times the outputs."""
+        inside, last = choices
+        given = dict(zip(self._starts, inside, strict=True))
+        base = self._flow
+        freeze = jax.lax.stop_gradient if frozen else lambda b: b
+        known_bounds = {v: freeze(b) for v, b in base.bounds.items()}
+        flow, known = start(base.graph, base.region, base.method)
+        flow.free_choices = True
+        magnitude_of_inputs(flow)
+        for node in base.graph.nodes:
+            if not is_affine(node):
+                for v in floating(node):
+                    if v in given:
+                        best = meet(flow.bounds[v], known_bounds[v])
+                        found = self._inside(flow, v, given.pop(v), best)
+                        flow.bounds[v] = found
+            visit(flow, known, node)
+            for v in node.outputs:
+                flow.bounds[v] = meet(flow.bounds[v], known_bounds[v])
+            prepare_backward(flow, node)
+        return [
+            self._outermost(flow, v, c, sign)
+            for v, c in zip(self._outputs, last, strict=True)
+        ]
+
+    def _inside(self, flow: Flow, v: Variable, choices: Choices, old: Bounds) -> Bounds:
+        index = self._starts[v].index
+        rows = jax.nn.one_hot(index, v.aval.size, dtype=v.dtype)
+        rows = jnp.concatenate([rows, -rows])
+        lower, upper = jnp.split(self._least(flow, v, rows, choices), 2)
+        low, high = old.lower.reshape(-1), old.upper.reshape(-1)
+        low = low.at[index].set(_no_looser(lower, low[index]))
+        high = high.at[index].set(-_no_looser(upper, -high[index]))
+        return Bounds(low.reshape(v.shape), high.reshape(v.shape))
+
+    def _outermost(self, flow: Flow, v: Variable, choices: Choices, sign: Any) -> Any:
+        rows = sign * jnp.eye(v.aval.size, dtype=v.dtype)
+        return self._least(flow, v, rows, choices).reshape(v.shape)
+
+    def _least(self, flow: Flow, v: Variable, rows: Any, choices: Choices) -> Any:
+        """A lower bound of each row (n,) of a value, each with its own choices."""
+        nodes = flow.graph.nodes
+
+        def one(row: Any, mine: Choices) -> Any:
+            relaxations = dict(flow.relaxations)
+            for i, choice in mine.items():
+                member = flow.families[nodes[i]].member(choice)
+                relaxations[nodes[i]] = prepared(flow, nodes[i], member)
+            first = Dense(row.reshape(1, *v.shape))
+            return least_value(flow, backward_from(flow, v, first, relaxations))[0]
+
+        return jax.vmap(one)(rows, choices)
+
+
+@jax.custom_jvp
+def _no_looser(found: Any, known: Any) -> Any:
+    """The larger of two lower bounds, with the derivatives of the first.
+
+    Those of a maximum vanish where the known bound is ahead, as it is at the start.
+    """
+    return jnp.where(found > known, found, known)
+
+
+@_no_looser.defjvp
+def _no_looser_derivative(primals: Any, tangents: Any) -> tuple[Any, Any]:
+    return _no_looser(*primals), tangents[0]
