@@ -19,12 +19,16 @@ import numpy as np
 
 
 class Timing(NamedTuple):
-    """Seconds of one contestant: its first call, then each round and their medians."""
+    """Seconds of one contestant: its first call, then each round and their medians.
+
+    Wall time, and of the fields named so processor time of all threads.
+    """
 
     first_s: float
     rounds_s: tuple[float, ...]
     median_s: float
     cpu_s: float
+    cpu_rounds_s: tuple[float, ...]
 
 
 def _once(fn: Callable[[], Any]) -> tuple[float, float]:
@@ -56,6 +60,7 @@ def race(
             tuple(wall for wall, _ in times),
             float(np.median([wall for wall, _ in times])),
             float(np.median([cpu for _, cpu in times])),
+            tuple(cpu for _, cpu in times),
         )
         for name, times in taken.items()
     }
@@ -72,18 +77,27 @@ def machine() -> str:
 
 
 def compare(
-    name: str, *, rounds: int = 7, **contestants: Callable[[], Any]
+    name: str,
+    *,
+    rounds: int = 7,
+    cpu: bool = False,
+    **contestants: Callable[[], Any],
 ) -> dict[str, Any]:
     """Races `ours` against `peer` and `floor`, where given; returns a row.
 
-    The ratio is the median of the rounds' own ratios, with its extremes beside it.
+    The ratio is the median of the rounds' own ratios, with its extremes beside it. With
+    `cpu`, all but the first call is processor time: what else runs counts less.
     """
     taken = race(contestants, rounds=rounds)
+    each = {
+        label: timing.cpu_rounds_s if cpu else timing.rounds_s
+        for label, timing in taken.items()
+    }
     row: dict[str, Any] = {"name": name}
-    row |= {f"{label}_s": timing.median_s for label, timing in taken.items()}
+    row |= {f"{label}_s": float(np.median(times)) for label, times in each.items()}
     row["first_s"] = taken["ours"].first_s
     if "peer" in taken:
-        both = zip(taken["ours"].rounds_s, taken["peer"].rounds_s, strict=True)
+        both = zip(each["ours"], each["peer"], strict=True)
         ratios = [ours / peer for ours, peer in both]
         row |= {"ratio": float(np.median(ratios))}
         row |= {"ratio_min": min(ratios), "ratio_max": max(ratios)}
@@ -92,12 +106,15 @@ def compare(
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as text, times in milliseconds; a dash where nothing was measured."""
-    columns = ("ours_s", "peer_s", "floor_s", "first_s", "ratio")
-    lines = [("benchmark", "ours ms", "peer ms", "floor ms", "first ms", "ours/peer")]
+    columns = ["ours_s", "peer_s", "floor_s", "first_s", "ratio"]
+    titles = ["benchmark", "ours ms", "peer ms", "floor ms", "first ms", "ours/peer"]
+    if any("width_ratio" in row for row in rows):
+        columns, titles = [*columns, "width_ratio"], [*titles, "width/peer's"]
+    lines = [tuple(titles)]
     for row in rows:
         cells = [row["name"]]
         for column in columns:
-            scale = 1 if column == "ratio" else 1e3
+            scale = 1e3 if column.endswith("_s") else 1
             value = row.get(column)
             cells.append("-" if value is None else f"{scale * value:.3g}")
         lines.append(tuple(cells))

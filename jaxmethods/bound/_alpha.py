@@ -12,7 +12,8 @@ References:
     2021, arXiv:2011.13824.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +31,7 @@ from ._flow import (
     start,
     visit,
 )
+from ._planes import Lines
 from ._rows import Dense
 from ._sets import Bounds, meet
 
@@ -94,8 +96,8 @@ def optimized(
         choices = jax.tree.map(lambda c: jnp.clip(c, 0, 1), choices)
         return (choices, state, best, best_loss, best_choices), None
 
-    none = [jnp.full(v.shape, -jnp.inf, v.dtype) for v in outputs]
-    worst = jnp.asarray(jnp.inf, none[0].dtype)
+    none = [jnp.full_like(flow.bounds[v].lower, -jnp.inf) for v in outputs]
+    worst = -jnp.sum(none[0])
     carry = (choices, ascend.init(choices), none, worst, choices)
     carry = jax.lax.stop_gradient(carry)
     (*_, best, _, best_choices), _ = jax.lax.scan(step, carry, length=num_steps)
@@ -115,23 +117,12 @@ class _Problem:
         num_rows: int,
     ):
         self._flow, self._outputs = flow, outputs
-        self._place = {node: i for i, node in enumerate(flow.graph.nodes)}
         self._starts = {}
         for v in refined:
-            nodes = self._below(v)
+            nodes = places_below(flow, v)
             if nodes:
                 self._starts[v] = _Start(v, self._rows_of(v, num_rows), nodes)
-        self._needed = {v: self._below(v) for v in outputs}
-
-    def _below(self, v: Variable) -> list[int]:
-        """The places of the nodes with choices that a value depends on."""
-        needed, found = {v}, []
-        for node in reversed(self._flow.graph.nodes):
-            if not needed.isdisjoint(node.outputs):
-                needed.update(node.variables)
-                if node in self._flow.families:
-                    found.append(self._place[node])
-        return found
+        self._needed = {v: places_below(flow, v) for v in outputs}
 
     def _rows_of(self, v: Variable, num_rows: int) -> Any:
         """The entries of a value where a tighter interval would help most."""
@@ -156,21 +147,13 @@ class _Problem:
 
     def initial(self) -> Any:
         """The choices of `crown`: for the values inside both sides, for the outputs."""
-        inside = [
-            self._repeated(s.nodes, 2 * s.index.size) for s in self._starts.values()
-        ]
+        flow, starts = self._flow, self._starts.values()
+        inside = [initial_choices(flow, s.nodes, 2 * s.index.size) for s in starts]
         outputs = [
-            self._repeated(nodes, v.aval.size) for v, nodes in self._needed.items()
+            initial_choices(flow, nodes, v.aval.size)
+            for v, nodes in self._needed.items()
         ]
         return inside, outputs
-
-    def _repeated(self, nodes: list[int], num: int) -> Choices:
-        def repeat(x: Any) -> Any:
-            return jnp.broadcast_to(x[None], (num, *x.shape))
-
-        families = self._flow.families
-        all_nodes = self._flow.graph.nodes
-        return {i: jax.tree.map(repeat, families[all_nodes[i]].start) for i in nodes}
 
     def evaluate(self, choices: Any, sign: Any, *, frozen: bool) -> list[Any]:
         """The lower bounds of `sign` times the outputs."""
@@ -201,30 +184,91 @@ class _Problem:
     def _inside(self, flow: Flow, v: Variable, choices: Choices, old: Bounds) -> Bounds:
         index = self._starts[v].index
         rows = jax.nn.one_hot(index, v.aval.size, dtype=v.dtype)
+        rows = rows * _ones(flow, v)
         rows = jnp.concatenate([rows, -rows])
-        lower, upper = jnp.split(self._least(flow, v, rows, choices), 2)
+        lower, upper = jnp.split(least_of_rows(flow, v, rows, choices)[0], 2)
         low, high = old.lower.reshape(-1), old.upper.reshape(-1)
         low = low.at[index].set(_no_looser(lower, low[index]))
         high = high.at[index].set(-_no_looser(upper, -high[index]))
         return Bounds(low.reshape(v.shape), high.reshape(v.shape))
 
     def _outermost(self, flow: Flow, v: Variable, choices: Choices, sign: Any) -> Any:
-        rows = sign * jnp.eye(v.aval.size, dtype=v.dtype)
-        return self._least(flow, v, rows, choices).reshape(v.shape)
+        rows = sign * jnp.eye(v.aval.size, dtype=v.dtype) * _ones(flow, v)
+        return least_of_rows(flow, v, rows, choices)[0].reshape(v.shape)
 
-    def _least(self, flow: Flow, v: Variable, rows: Any, choices: Choices) -> Any:
-        """A lower bound of each row (n,) of a value, each with its own choices."""
-        nodes = flow.graph.nodes
 
-        def one(row: Any, mine: Choices) -> Any:
-            relaxations = dict(flow.relaxations)
-            for i, choice in mine.items():
-                member = flow.families[nodes[i]].member(choice)
-                relaxations[nodes[i]] = prepared(flow, nodes[i], member)
-            first = Dense(row.reshape(1, *v.shape))
-            return least_value(flow, backward_from(flow, v, first, relaxations))[0]
+def _ones(flow: Flow, v: Variable) -> Any:
+    """Ones (1, entries of v), varying over the same axes of a mesh as the value."""
+    return jnp.ones_like(flow.bounds[v].lower).reshape(1, -1)
 
-        return jax.vmap(one)(rows, choices)
+
+def places_below(flow: Flow, v: Variable) -> list[int]:
+    """The places of the nodes with choices that a value depends on."""
+    needed, found = {v}, []
+    for i, node in reversed(list(enumerate(flow.graph.nodes))):
+        if not needed.isdisjoint(node.outputs):
+            needed.update(node.variables)
+            if node in flow.families:
+                found.append(i)
+    return found
+
+
+def initial_choices(flow: Flow, nodes: Sequence[int], num: int) -> Choices:
+    """The choices of `crown`, for each of `num` rows."""
+
+    def repeat(x: Any) -> Any:
+        return jnp.broadcast_to(x[None], (num, *x.shape))
+
+    families = [flow.families[flow.graph.nodes[i]] for i in nodes]
+    return {
+        i: jax.tree.map(repeat, f.start) for i, f in zip(nodes, families, strict=True)
+    }
+
+
+def least_of_rows(
+    flow: Flow,
+    v: Variable,
+    rows: Any,
+    choices: Choices,
+    added: Sequence[tuple[Variable, Any]] = (),
+    nudges: Mapping[int, Any] = MappingProxyType({}),
+) -> tuple[Any, list[Any]]:
+    """A lower bound of each row of a value, each with its own choices.
+
+    Args:
+        flow: Its nodes up to `v` are visited, with `free_choices`.
+        v: A floating variable.
+        rows: Coefficients (rows, entries of v).
+        choices: Of the nodes below; arrays (rows, ...).
+        added: Pairs of another variable and coefficients (rows, its entries).
+        nudges: By how much the lines of a node are moved apart, for derivatives.
+
+    Returns:
+        The bounds (rows,), and for each input of the graph the slopes of the linear
+        functions that prove them, (rows, *shape).
+    """
+    nodes, others = flow.graph.nodes, [other for other, _ in added]
+
+    def one(row: Any, mine: Choices, more: list[Any]) -> tuple[Any, list[Any]]:
+        relaxations = dict(flow.relaxations)
+        for i, choice in mine.items():
+            member = flow.families[nodes[i]].member(choice)
+            if i in nudges:
+                below, base, above, top = member
+                member = Lines(below, base - nudges[i], above, top + nudges[i])
+            relaxations[nodes[i]] = prepared(flow, nodes[i], member)
+        extra = {
+            u: Dense(r.reshape(1, *u.shape)) for u, r in zip(others, more, strict=True)
+        }
+        first = Dense(row.reshape(1, *v.shape))
+        state = backward_from(flow, v, first, relaxations, added=extra)
+        slopes = [
+            state.rows[x].dense()[0] if x in state.rows else jnp.zeros(x.shape, x.dtype)
+            for x in flow.graph.inputs
+        ]
+        return least_value(flow, state)[0], slopes
+
+    return jax.vmap(one)(rows, choices, [r for _, r in added])
 
 
 @jax.custom_jvp

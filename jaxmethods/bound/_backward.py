@@ -11,7 +11,7 @@ References:
     arXiv:2002.12920.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -21,9 +21,9 @@ import jax.numpy as jnp
 
 from ..core import Node, Variable, is_affine
 from ._flow import Flow, floating
-from ._planes import Prepared, SignedLines
+from ._planes import Prepared, SignedLines, constant
 from ._rows import Diagonal, Rows, absolute, add, both_signs, negated
-from ._sets import Bounds
+from ._sets import Bounds, meet
 from ._through import part_at_lines, through_affine, through_lines, through_planes
 
 
@@ -55,9 +55,13 @@ def backward(flow: Flow, start: Variable, side: str) -> Pass:
     Returns:
         A pass whose rows belong to the inputs of the graph.
     """
-    sign = jnp.ones_like(flow.bounds[start].lower)
-    first = Diagonal(-sign if side == "upper" else sign)
+    first = _every_entry(flow, start, side)
     return backward_from(flow, start, first, flow.relaxations, split=side == "both")
+
+
+def _every_entry(flow: Flow, start: Variable, side: str) -> Diagonal:
+    sign = jnp.ones_like(flow.bounds[start].lower)
+    return Diagonal(-sign if side == "upper" else sign)
 
 
 def backward_from(
@@ -81,8 +85,8 @@ def backward_from(
     """
     zero = jnp.zeros_like(first.collect(first.flat))
     state = Pass({start: first, **added}, zero, zero, False)
-    for v, rows in state.rows.items():
-        _account_for_rounding(flow, state, v, rows)
+    for v, coefficients in state.rows.items():
+        _account_for_rounding(flow, state, v, coefficients)
     for node in reversed(flow.graph.nodes):
         rows: list[Any] = [state.rows.pop(v, None) for v in node.outputs]
         if all(r is None for r in rows):
@@ -91,7 +95,14 @@ def backward_from(
             folded = node.outputs[0] in flow.folded and node.outputs[0] is not start
             _through_affine(state, node, rows, None if folded else flow.offsets[node])
             continue
-        _through_nonlinear(flow, state, node, rows[0], relaxations[node], split=split)
+        state.rows.update(
+            (v, r) for v, r in zip(node.outputs, rows, strict=True) if r is not None
+        )
+        for v in node.outputs:
+            if v in state.rows:
+                alone = len(node.outputs) == 1
+                found = relaxations[node] if alone else constant(flow.bounds[v])
+                _through_nonlinear(flow, state, node, v, found, split=split)
     return state
 
 
@@ -125,12 +136,12 @@ def _through_nonlinear(
     flow: Flow,
     state: Pass,
     node: Node,
-    rows: Rows,
+    out: Variable,
     relaxation: Prepared,
     *,
     split: bool,
 ) -> None:
-    inputs = floating(node)
+    inputs, rows = floating(node), state.rows.pop(out)
     parts_now = split and not state.parted
     if parts_now:
         _part(state)
@@ -153,6 +164,29 @@ def _through_nonlinear(
 def least_value(flow: Flow, state: Pass) -> Any:
     """The least value over the sets that a pass proves for each of its rows."""
     return state.bias - state.slack + flow.region.minimum(state.rows)
+
+
+def proven(flow: Flow, start: Variable, side: str) -> Bounds:
+    """The interval of `start` that backward passes prove.
+
+    A second pass is made where one of the nodes below it has an alternative.
+    """
+    found = concretize(flow, backward(flow, start, side), start, side)
+    if not any(node in flow.alternatives for node in nodes_below(flow, start)):
+        return found
+    relaxations = {**flow.relaxations, **flow.alternatives}
+    first = _every_entry(flow, start, side)
+    state = backward_from(flow, start, first, relaxations, split=side == "both")
+    return meet(found, concretize(flow, state, start, side))
+
+
+def nodes_below(flow: Flow, v: Variable) -> Iterator[Node]:
+    """The nodes that a value depends on, from the last to the first."""
+    needed = {v}
+    for node in reversed(flow.graph.nodes):
+        if not needed.isdisjoint(node.outputs):
+            needed.update(node.variables)
+            yield node
 
 
 def concretize(flow: Flow, state: Pass, start: Variable, side: str) -> Bounds:

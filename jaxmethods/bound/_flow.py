@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from ..core import Graph, Node, Variable, is_affine, offset
 from ._interval import absolute, interval
-from ._planes import Family, Lines, Planes, Prepared, signed
+from ._loops import interval_of_scan
+from ._planes import Family, Lines, Planes, Prepared, constant, signed
 from ._relaxations import relax
 from ._rounding import largest, num_terms, unit
 from ._sets import Bounds
@@ -29,6 +30,7 @@ class Flow:
         bounds: The interval of each variable.
         settled: The variables whose interval no backward pass improves.
         relaxations: What stands for each nonlinear node in a backward pass.
+        alternatives: What else a second pass puts there, for some nodes.
         families: What else might stand for it.
         free_choices: Whether passes choose from the families row by row.
         magnitudes: For each variable the largest sum of absolute terms that a pass from
@@ -45,6 +47,7 @@ class Flow:
     bounds: dict[Variable, Bounds] = field(default_factory=dict)
     settled: set[Variable] = field(default_factory=set)
     relaxations: dict[Node, Prepared] = field(default_factory=dict)
+    alternatives: dict[Node, Planes] = field(default_factory=dict)
     families: dict[Node, Family] = field(default_factory=dict)
     free_choices: bool = False
     magnitudes: dict[Variable, tuple[Any, float]] = field(default_factory=dict)
@@ -64,6 +67,11 @@ def floating(node: Node) -> list[Variable]:
     return [v for v in node.variables if jnp.issubdtype(v.dtype, jnp.floating)]
 
 
+def floating_outputs(node: Node) -> list[Variable]:
+    """The outputs that a linear function may bound."""
+    return [v for v in node.outputs if jnp.issubdtype(v.dtype, jnp.floating)]
+
+
 def start(graph: Graph, region: Region, method: str) -> tuple[Flow, Settled]:
     """A flow that knows the inputs alone."""
     known = Settled(region)
@@ -78,10 +86,25 @@ def start(graph: Graph, region: Region, method: str) -> tuple[Flow, Settled]:
 def visit(flow: Flow, known: Settled, node: Node) -> None:
     """Bounds the outputs of a node by intervals."""
     values = operands(flow, node)
-    outs = interval(node, values, flow.method)
+    if node.name == "scan":
+        copies = [known.copy(atom) for atom in node.inputs]
+        walk = functools.partial(_intervals, flow.method)
+        outs = interval_of_scan(node, values, copies, walk)
+    else:
+        outs = interval(node, values, flow.method)
     inputs = [flow.bounds[v] for v in node.variables]
     outs = known.visit(node, outs, inputs)
     flow.bounds.update(zip(node.outputs, outs, strict=True))
+
+
+def _intervals(
+    method: str, graph: Graph, bounds: dict[Variable, Bounds], known: Settled
+) -> dict[Variable, Bounds]:
+    """The intervals of all values of a graph inside another."""
+    flow = Flow(graph, Region((), ()), method, bounds, known.variables)
+    for node in graph.nodes:
+        visit(flow, known, node)
+    return flow.bounds
 
 
 def prepare_backward(flow: Flow, node: Node) -> None:
@@ -89,15 +112,21 @@ def prepare_backward(flow: Flow, node: Node) -> None:
     if is_affine(node):
         _magnitude_of_affine(flow, node)
         return
-    out = node.outputs[0]
-    if not jnp.issubdtype(out.dtype, jnp.floating):
+    if not floating_outputs(node):
         return
+    out = node.outputs[0]
     bounds = [flow.bounds[v] for v in node.outputs]
+    if len(node.outputs) > 1:  # their intervals stand for them
+        for v in floating_outputs(node):
+            flow.magnitudes[v] = constant(flow.bounds[v]).terms, unit(16, v.dtype)
+        return
     found = relax(node, operands(flow, node), bounds)
-    members = [found]
+    members: list[Any] = [found]
     if isinstance(found, Family):
         flow.families[node] = found
-        members = [found.first()]
+        members = [found.first(), *map(found.member, found.others)]
+        if found.others:
+            flow.alternatives[node] = members[1]
         if flow.free_choices:
             members += found.extremes()
     inputs = [flow.bounds[v] for v in floating(node)]

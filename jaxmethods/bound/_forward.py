@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 
 from ..core import Node, Variable, flatten, is_affine, linear_part, offset
-from ._flow import Flow, floating, operands
+from ._flow import Flow, floating, floating_outputs, operands
 from ._interval import absolute
-from ._planes import Family, Lines, Planes
+from ._planes import Family, Lines, Planes, constant
 from ._relaxations import relax
 from ._rounding import largest, num_terms, unit
 from ._rows import Dense
@@ -75,11 +75,17 @@ class Forward:
 
     def visit(self, node: Node) -> None:
         """Carries the spans of a node's operands to its outputs."""
-        if not jnp.issubdtype(node.outputs[0].dtype, jnp.floating):
-            return
         if is_affine(node):
             self._through_affine(node)
-            return
+        elif len(node.outputs) == 1 and floating_outputs(node):
+            self._through_nonlinear(node)
+        else:
+            for v in floating_outputs(node):
+                self._spans[v] = self._through_planes(
+                    constant(self._flow.bounds[v]), []
+                )
+
+    def _through_nonlinear(self, node: Node) -> None:
         flow, inputs = self._flow, floating(node)
         bounds = [flow.bounds[v] for v in node.outputs]
         found = relax(node, operands(flow, node), bounds)

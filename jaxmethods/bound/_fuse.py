@@ -10,7 +10,7 @@ in several steps: g (1 - y) + g (1 - y) y with y = tanh(x). They are multiplied 
 one product of g and a function of x.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ _STEPS = frozenset(
         *("log1p", "logistic", "lt", "max", "min", "mul", "ne", "neg", "not", "or"),
         *("pow", "reciprocal", "rsqrt", "select_n", "selu", "sign", "sin", "sinh"),
         *("softplus", "sqrt", "square", "sub", "tan", "tanh", "gelu", "gelu_tanh"),
-        "silu",
+        *("silu", "is_nan"),
     }
 )
 COMPARISONS = frozenset({"eq", "ge", "gt", "le", "lt", "ne", "sign"})
@@ -60,7 +60,7 @@ class _Fusing:
         self._emitted: set[Variable] = set()
         self._producers: dict[Variable, Node] = {}
         self._roots: dict[Variable, Variable] = {}
-        self._scaled: dict[Variable, _Scaled] = {}
+        self._scaled: dict[Variable, list[_Scaled]] = {}
 
     def _root(self, v: Variable) -> Variable:
         return self._roots.get(v, v)
@@ -75,15 +75,13 @@ class _Fusing:
         roots = {self._root(v) for v in variables}
         if len(roots) == 1 and self._num_steps(node) <= _MOST_STEPS:
             (self._roots[out],) = roots
-        found = self._multiplied_out(node)
-        if found is not None:
-            self._scaled[out] = found
+        self._scaled[out] = self._multiplied_out(node)
 
     def _num_steps(self, node: Node) -> int:
         return 1 + len({s for v in node.variables for s in self._steps_of(v)})
 
-    def _multiplied_out(self, node: Node) -> _Scaled | None:
-        """The output as a product of one value and a function of another."""
+    def _multiplied_out(self, node: Node) -> list[_Scaled]:
+        """The ways to write the output as one value times a function of another."""
         rule = {
             "add": self._sum,
             "add_any": self._sum,
@@ -91,59 +89,59 @@ class _Fusing:
             "mul": self._product,
             "select_n": self._switched,
         }.get(node.name)
-        return None if rule is None else rule(node)
+        return [] if rule is None else list(rule(node))
 
-    def _product(self, node: Node) -> _Scaled | None:
+    def _product(self, node: Node) -> Iterator[_Scaled]:
         if len(node.variables) == 1:  # of a product with a constant
             (v,) = node.variables
-            if v not in self._scaled:
-                return None
-            factor, function = self._scaled[v]
-            inputs = [function if a is v else a for a in node.inputs]
-            return _Scaled(factor, self._step(node, inputs, function))
+            for factor, function in self._scaled.get(v, ()):
+                inputs = [function if a is v else a for a in node.inputs]
+                yield _Scaled(factor, self._step(node, inputs, function))
+            return
         for value, function in (node.inputs, node.inputs[::-1]):
-            if value in self._scaled:
-                old = self._scaled[value]
+            for old in self._scaled.get(value, ()):
                 if self._root(old.function) is self._root(function):
                     both = self._step(node, (old.function, function), function)
-                    return _Scaled(old.factor, both)
-        for value, function in (node.inputs, node.inputs[::-1]):
-            if self._root(function) is not function:
-                return _Scaled(value, function)
-        return None
+                    yield _Scaled(old.factor, both)
+            yield _Scaled(value, function)
 
-    def _sum(self, node: Node) -> _Scaled | None:
+    def _sum(self, node: Node) -> Iterator[_Scaled]:
         if len(node.variables) != 2:
-            return None
-        found = [self._scaled.get(v) for v in node.inputs]
-        known = next((f for f in found if f is not None), None)
-        if known is None:
-            return None
-        parts: list[Any] = []
-        for v, f in zip(node.inputs, found, strict=True):
-            if v is known.factor:
-                parts.append(np.ones((), v.dtype))
-            elif f is not None and f.factor is known.factor:
-                parts.append(f.function)
-            else:
-                return None
-        roots = {self._root(p) for p in parts if isinstance(p, Variable)}
-        if len(roots) != 1:
-            return None
-        return _Scaled(known.factor, self._step(node, parts, known.function))
+            return
+        x, y = node.inputs
+        for mine in self._scaled.get(x, [None]):
+            for theirs in self._scaled.get(y, [None]):
+                known = mine or theirs
+                if known is None:
+                    continue
+                parts = [
+                    self._share(known.factor, v, found)
+                    for v, found in ((x, mine), (y, theirs))
+                ]
+                roots = {self._root(p) for p in parts if isinstance(p, Variable)}
+                if all(p is not None for p in parts) and len(roots) == 1:
+                    total = self._step(node, parts, known.function)
+                    yield _Scaled(known.factor, total)
+                    return
 
-    def _switched(self, node: Node) -> _Scaled | None:
+    def _share(self, factor: Variable, v: Variable, found: _Scaled | None) -> Any:
+        """What a factor is multiplied with to give `v`; None where it does not."""
+        if v is factor:
+            return np.ones((), v.dtype)
+        return found.function if found and found.factor is factor else None
+
+    def _switched(self, node: Node) -> Iterator[_Scaled]:
         """`where(p(x), g, 0)` is g times 1 or 0."""
         which, *cases = node.inputs
         if not isinstance(which, Variable) or which.dtype != jnp.bool_:
-            return None
+            return
         variable = [isinstance(case, Variable) for case in cases]
         if sum(variable) != 1 or self._root(which) is which:
-            return None
+            return
         place = variable.index(True)
         other = cases[1 - place]
         if not (isinstance(other, np.ndarray | np.generic) and not np.any(other)):
-            return None
+            return
         dtype = cases[place].dtype
 
         def share(p: Any) -> list[Any]:
@@ -152,7 +150,7 @@ class _Fusing:
         out = Variable(node.outputs[0].aval)
         step = Node("convert_element_type", (which,), (out,), {}, share, node.equation)
         self.note(step)
-        return _Scaled(cases[place], out)
+        yield _Scaled(cases[place], out)
 
     def _step(self, node: Node, inputs: Iterable[Any], like: Variable) -> Variable:
         """A new value that a node's operation makes of other operands."""
@@ -191,17 +189,11 @@ class _Fusing:
     def _node_for(self, v: Variable) -> Node:
         """The node that computes a value from values that stay."""
         node = self._producers[v]
-        if v in self._scaled and self._root(v) is v:
-            factor, function = self._scaled[v]
-            if set(node.variables) != {factor, function}:
-                return Node(
-                    "mul",
-                    (factor, function),
-                    (v,),
-                    {},
-                    _ARITHMETIC["mul"],
-                    node.equation,
-                )
+        if self._root(v) is v:
+            for pair in self._scaled.get(v, ()):
+                if set(node.variables) != set(pair):
+                    times = _ARITHMETIC["mul"]
+                    return Node("mul", tuple(pair), (v,), {}, times, node.equation)
         steps = self._steps_of(v)
         if len(steps) < 2:
             return node

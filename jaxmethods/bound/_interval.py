@@ -9,57 +9,39 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
-from . import _univariate as univariate
 from ..core import (
+    ANNOTATED,
     Graph,
     Node,
     Variable,
     is_affine,
     is_bilinear,
-    is_concrete,
     linear_part,
     linear_rule,
     missing_rule,
     source_line,
 )
+from . import _monotone as monotone
+from . import _orders as orders
+from . import _truths as truths
+from . import _turning as turning
+from . import _univariate as univariate
+from ._extension import interval_of_annotated
+from ._logsumexp import interval_of_log_softmax, interval_of_logsumexp
+from ._normalization import interval_of_norm, interval_of_normalize
 from ._products import (
     center_radius,
     corners,
     interval_of_contraction,
     without_nan,
 )
-from ._registry import REMEDY, registered_interval
+from ._registry import registered_interval, remedy
 from ._rounding import SUMS, num_terms, outward, unit
 from ._sets import Bounds
+from ._softmax import interval_of_softmax
 
 Rule = Callable[..., Any]
-
-# Non-decreasing in every operand: the ends are the values at the ends.
-_INCREASING = frozenset(
-    {
-        *("add", "add_any", "concatenate", "pad", "scatter", "scatter-add", "stack"),
-        *("dynamic_update_slice", "broadcast_in_dim", "convert_element_type", "copy"),
-        *("copy_p", "cumsum", "device_put", "dynamic_slice", "expand_dims", "gather"),
-        *("optimization_barrier", "pbroadcast", "pvary", "reduce_sum", "reshape"),
-        *("reduce_window_sum", "reshard", "rev", "select_and_gather_add", "squeeze"),
-        *("select_and_scatter_add", "sharding_constraint", "slice", "split", "tile"),
-        *("transpose", "unstack"),
-        *("max", "min", "reduce_max", "reduce_min", "cummax", "cummin"),
-        *("reduce_window_max", "reduce_window_min", "sort", "and", "or", "reduce_and"),
-        *("reduce_or", "sign", "floor", "ceil", "round", "exp", "exp2", "expm1"),
-        *("tanh", "logistic", "erf", "atan", "asinh", "sinh", "cbrt", "softplus"),
-        "selu",
-    }
-)
-# Defined above a limit only: the limit, and whether it belongs to the domain.
-_ABOVE = {
-    "log": (0.0, False),
-    "log1p": (-1.0, False),
-    "sqrt": (0.0, True),
-    "rsqrt": (0.0, False),
-}
 
 
 def interval(node: Node, operands: list[Any], method: str) -> list[Bounds]:
@@ -71,21 +53,27 @@ def interval(node: Node, operands: list[Any], method: str) -> list[Bounds]:
         method: Who asks, for the message.
 
     Raises:
-        NotImplementedError: There is no rule for the node.
+        NotImplementedError: There is no rule for the node, or it has complex values.
         ValueError: The interval leaves the domain of a logarithm, root or quotient,
             where its values are concrete.
     """
     rule = registered_interval(node.name) or _rule(node)
     if rule is None:
-        raise missing_rule(method, node.equation, REMEDY.format(node.name))
+        raise missing_rule(method, node.equation, remedy(node.name))
+    _check_real(node, method)
     if node.name in SUMS:
         operands = [_before_sum(node, x) for x in operands]
     bounds = rule(node, *operands)
     bounds = [bounds] if isinstance(bounds, Bounds) else list(bounds)
-    if not jnp.issubdtype(node.outputs[0].dtype, jnp.floating):
+    return [_outward(node, b) for b in bounds]
+
+
+def _outward(node: Node, bounds: Bounds) -> Bounds:
+    dtype = jnp.result_type(bounds.lower)
+    if not jnp.issubdtype(dtype, jnp.floating):
         return bounds
-    error = unit(min(num_terms(node), 4), node.outputs[0].dtype)
-    return [outward(b, error) if error else b for b in bounds]
+    error = unit(min(num_terms(node), 4), dtype)
+    return outward(bounds, error) if error else bounds
 
 
 def range_of(graph: Graph, x: Bounds) -> Bounds:
@@ -102,6 +90,16 @@ def range_of(graph: Graph, x: Bounds) -> Bounds:
     return Bounds(value, value)
 
 
+def _check_real(node: Node, method: str) -> None:
+    for v in (*node.variables, *node.outputs):
+        if jnp.issubdtype(v.dtype, jnp.complexfloating):
+            raise NotImplementedError(
+                f"{method} meets complex values ({v.dtype}) at "
+                f"{source_line(node.equation)}, in {node.name!r}; wanted real ones: "
+                "carry real and imaginary parts apart."
+            )
+
+
 def has_interval(node: Node) -> bool:
     """Whether a node has an interval rule, of the package or of its users."""
     return (registered_interval(node.name) or _rule(node)) is not None
@@ -112,11 +110,9 @@ def _rule(node: Node) -> Rule | None:
         return corners if node.name == "mul" else interval_of_contraction
     if linear_rule(node.name) is not None:
         return _contraction if is_affine(node) else None
-    if node.name in _RULES:
-        return _RULES[node.name]
-    if node.name in _ABOVE:
-        return _above
-    return _increasing if node.name in _INCREASING else None
+    if node.name in _OF_TRUTHS and node.outputs[0].dtype != bool:
+        return None
+    return _RULES.get(node.name)
 
 
 def _before_sum(node: Node, x: Any) -> Any:
@@ -137,121 +133,19 @@ def is_contraction(node: Node) -> bool:
     return node.name in products or linear_rule(node.name) is not None
 
 
-def ends(operands: tuple[Any, ...], side: int) -> list[Any]:
-    """One end of each operand; a constant is both of its ends."""
-    return [x[side] if isinstance(x, Bounds) else x for x in operands]
-
-
-def _increasing(node: Node, *operands: Any) -> list[Bounds]:
-    low, high = (node.evaluate(*ends(operands, side)) for side in (0, 1))
-    return [Bounds(a, b) for a, b in zip(low, high, strict=True)]
-
-
-def _decreasing(node: Node, *operands: Any) -> list[Bounds]:
-    return [Bounds(b.upper, b.lower) for b in _increasing(node, *operands)]
-
-
-def _above(node: Node, x: Bounds) -> list[Bounds]:
-    limit, closed = _ABOVE[node.name]
-    if is_concrete(x.lower):
-        lowest = np.min(np.asarray(x.lower), initial=np.inf)
-        if lowest < limit or (lowest == limit and not closed):
-            raise ValueError(
-                f"{node.name} at {source_line(node.equation)} may get values down to "
-                f"{lowest:.4g} in this set; wanted {'at least' if closed else 'above'} "
-                f"{limit:g} everywhere: use a smaller set, or clamp its argument."
-            )
-    inside = Bounds(jnp.maximum(x.lower, limit), jnp.maximum(x.upper, limit))
-    return (_decreasing if node.name == "rsqrt" else _increasing)(node, inside)
-
-
-def _reciprocal(node: Node, x: Bounds) -> Bounds:
-    apart = (x.lower > 0) | (x.upper < 0)
-    if is_concrete(apart) and not bool(np.all(np.asarray(apart))):
-        raise ValueError(
-            f"the division at {source_line(node.equation)} may divide by zero in this "
-            "set; wanted a divisor that keeps its sign: use a smaller set, or clamp it."
-        )
-    inverse = Bounds(1 / jnp.where(apart, x.upper, 1), 1 / jnp.where(apart, x.lower, 1))
-    return Bounds(
-        jnp.where(apart, inverse.lower, -jnp.inf),
-        jnp.where(apart, inverse.upper, jnp.inf),
-    )
-
-
-def _subtract(node: Node, x: Any, y: Any) -> Bounds:
-    low, high = ends((x, y), 0), ends((x, y), 1)
-    return Bounds(node.evaluate(low[0], high[1])[0], node.evaluate(high[0], low[1])[0])
-
-
-def _scale(node: Node, *operands: Any) -> Bounds:
-    """A product with a constant, or a quotient by one."""
-    a, b = (node.evaluate(*ends(operands, side))[0] for side in (0, 1))
+def _product(node: Node, x: Any, y: Any) -> Bounds:
+    """A product with a constant, or of integers."""
+    if isinstance(x, Bounds) and isinstance(y, Bounds):
+        return corners(node, x, y)
+    a, b = (node.evaluate(*monotone.ends((x, y), side))[0] for side in (0, 1))
     return without_nan(Bounds(jnp.minimum(a, b), jnp.maximum(a, b)))
-
-
-def _with_vertex(node: Node, x: Bounds, *constants: Any) -> Bounds:
-    """A function of one variable that may turn at 0 and is monotone on each side."""
-    at_zero = jnp.clip(0.0, x.lower, x.upper).astype(x.lower.dtype)
-    a, b, c = (node.evaluate(v, *constants)[0] for v in (x.lower, x.upper, at_zero))
-    least = jnp.minimum(jnp.minimum(a, b), c)
-    return Bounds(least, jnp.maximum(jnp.maximum(a, b), c))
-
-
-def _integer_power(node: Node, x: Bounds) -> Any:
-    power = node.params["y"]
-    if power > 0:
-        return _with_vertex(node, x) if power % 2 == 0 else _increasing(node, x)
-    positive = dataclasses.replace(node, evaluate=lambda v: [v ** (-power)])
-    inside = (
-        _with_vertex(positive, x) if power % 2 == 0 else _increasing(positive, x)[0]
-    )
-    return _reciprocal(node, inside)
-
-
-def _select(node: Node, which: Any, *cases: Any) -> Bounds:
-    low, high = ends(cases, 0), ends(cases, 1)
-    if not isinstance(which, Bounds):
-        return Bounds(node.evaluate(which, *low)[0], node.evaluate(which, *high)[0])
-    # An undecided predicate: any of the cases from its lower to its upper end.
-    possible = [
-        (which.lower.astype(int) <= i) & (i <= which.upper.astype(int))
-        for i in range(len(cases))
-    ]
-    lower = [jnp.where(p, a, jnp.inf) for p, a in zip(possible, low, strict=True)]
-    upper = [jnp.where(p, a, -jnp.inf) for p, a in zip(possible, high, strict=True)]
-    return Bounds(jnp.min(jnp.stack(lower), 0), jnp.max(jnp.stack(upper), 0))
-
-
-def _greater(node: Node, x: Any, y: Any) -> Bounds:
-    low, high = ends((x, y), 0), ends((x, y), 1)
-    return Bounds(node.evaluate(low[0], high[1])[0], node.evaluate(high[0], low[1])[0])
-
-
-def _less(node: Node, x: Any, y: Any) -> Bounds:
-    found = _greater(node, x, y)
-    return Bounds(found.upper, found.lower)
-
-
-def _equal(node: Node, x: Any, y: Any) -> Bounds:
-    low, high = ends((x, y), 0), ends((x, y), 1)
-    surely = (low[0] == high[1]) & (high[0] == low[1])
-    return Bounds(surely, (low[0] <= high[1]) & (low[1] <= high[0]))
-
-
-def _unequal(node: Node, x: Any, y: Any) -> Bounds:
-    found = _equal(node, x, y)
-    return Bounds(~found.upper, ~found.lower)
-
-
-def _is_finite(node: Node, x: Bounds) -> Bounds:
-    del node
-    finite = jnp.isfinite(x.lower) & jnp.isfinite(x.upper)
-    return Bounds(finite, jnp.ones_like(finite))
 
 
 def _contraction(node: Node, *operands: Any) -> Bounds:
     """A matrix product, convolution or linear map, in centre-radius form."""
+    if not jnp.issubdtype(node.outputs[0].dtype, jnp.floating):
+        both = (x if isinstance(x, Bounds) else Bounds(x, x) for x in operands)
+        return interval_of_contraction(node, *both)
     (x,) = (x for x in operands if isinstance(x, Bounds))
     center, radius = center_radius(x)
     error = unit(num_terms(node), x.lower.dtype)
@@ -279,28 +173,55 @@ def absolute(node: Node, power: int = 1) -> Callable[..., list[Any]]:
 
 
 _RULES: dict[str, Rule] = {
-    "abs": _with_vertex,
-    "celu": _with_vertex,
+    **dict.fromkeys(monotone.INCREASING, monotone.increasing),
+    **dict.fromkeys(monotone.DOMAINS, monotone.on_domain),
+    **dict.fromkeys(monotone.VERTICES, monotone.with_vertex),
+    ANNOTATED: interval_of_annotated,
+    "argmax": orders.place_of_largest,
+    "argmin": orders.place_of_smallest,
+    "atan2": turning.angle,
     "conv_general_dilated": _contraction,
-    "div": _scale,
+    "convert_element_type": truths.convert,
+    "cos": turning.cosine,
+    "cumlogsumexp": orders.cumulative_logsumexp,
+    "cumprod": orders.cumulative_product,
+    "div": turning.quotient,
     "dot_general": _contraction,
-    "elu": _with_vertex,
-    "eq": _equal,
-    "erfc": _decreasing,
-    "ge": _greater,
-    "gt": _greater,
-    "integer_pow": _integer_power,
-    "is_finite": _is_finite,
-    "le": _less,
-    "leaky_relu": _with_vertex,
-    "lt": _less,
-    "mul": _scale,
-    "ne": _unequal,
-    "neg": _decreasing,
-    "not": _decreasing,
-    "reciprocal": _reciprocal,
-    "select_n": _select,
-    "square": _with_vertex,
-    "sub": _subtract,
+    "eq": truths.equal,
+    "eq_to": truths.equal,
+    "erfc": monotone.decreasing,
+    "ge": truths.greater,
+    "gt": truths.greater,
+    "integer_pow": turning.integer_power,
+    "is_finite": truths.is_finite,
+    "is_nan": truths.is_nan,
+    "le": truths.less,
+    "le_to": truths.less,
+    "log_softmax": interval_of_log_softmax,
+    "logsumexp": interval_of_logsumexp,
+    "lt": truths.less,
+    "lt_to": truths.less,
+    "mul": _product,
+    "ne": truths.unequal,
+    "neg": monotone.decreasing,
+    "nextafter": turning.neighbour,
+    "norm": interval_of_norm,
+    "normalize": interval_of_normalize,
+    "not": monotone.decreasing,
+    "reciprocal": turning.reciprocal,
+    "reduce_prod": orders.product,
+    "rem": turning.remainder,
+    "select_and_gather_add": orders.gather_at_largest,
+    "select_and_scatter_add": orders.scatter_to_largest,
+    "select_n": truths.select,
+    "sin": turning.sine,
+    "softmax": interval_of_softmax,
+    "sort": orders.sort,
+    "sub": monotone.subtract,
+    "tan": turning.tangent,
+    "top_k": orders.top_k,
     "univariate": univariate.interval,
+    "xor": truths.exclusive_or,
 }
+# On integers these work bit by bit.
+_OF_TRUTHS = frozenset({"and", "or", "xor"})

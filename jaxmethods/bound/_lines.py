@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ._planes import Family, Lines
+from ._planes import Family, Lines, between
 from ._sets import Bounds
 
 Function = Callable[[Any], Any]
@@ -32,19 +32,17 @@ def middle(x: Bounds) -> Any:
 
 
 def convex(f: Function, x: Bounds, at: Function = middle) -> Family:
-    """A chord above and a tangent below, which touches at any point: first `at(x)`."""
+    """A chord above and a tangent below, which touches at `at(x)` or on either side."""
     above = chord(f, x)
     top = jnp.maximum(*(f(end) - above * end for end in x))
-    width = x.upper - x.lower
 
-    def member(share: Any) -> Lines:
-        point = x.lower + share * width
+    def touching(point: Any) -> Lines:
         below = derivative(f)(point)
         return Lines(below, f(point) - below * point, above, top)
 
-    wide = width > 0
-    start = jnp.where(wide, (at(x) - x.lower) / jnp.where(wide, width, 1), 0.5)
-    return Family(start, member)
+    center = at(x)
+    sides = ((x.lower + center) / 2, center, (center + x.upper) / 2)
+    return between([touching(point) for point in sides])
 
 
 def concave(f: Function, x: Bounds, at: Function = middle) -> Family:
@@ -79,41 +77,34 @@ def sigmoidal(f: Function, x: Bounds) -> Family:
     """A function that is convex below 0 and concave above, such as tanh."""
     above = _above_sigmoidal(f, x)
     below = _above_sigmoidal(lambda v: -f(-v), Bounds(-x.upper, -x.lower))
-
-    def member(shares: tuple[Any, Any]) -> Lines:
-        slope, top = above.member(shares[0])
-        lower_slope, base = below.member(shares[1])
-        return Lines(lower_slope, -base, slope, top)
-
-    return Family((above.start, below.start), member)
+    pairs = zip(below, above, strict=True)
+    return between([Lines(low[0], -low[1], *high) for low, high in pairs])
 
 
-def _above_sigmoidal(f: Function, x: Bounds) -> Family:
-    """The slope and intercept of a line above a function that is convex, then concave.
+def _above_sigmoidal(f: Function, x: Bounds) -> list[tuple[Any, Any]]:
+    """Slopes and intercepts of three lines above a convex, then concave function.
 
     The line from the lower end that is tangent at some d >= 0 touches the upper hull;
     a tangent further right lies above as well, and the one at the middle encloses
-    least area, so the tangent point is the larger of the two. Where d would lie right
-    of the interval the hull is the chord.
+    least area, so that tangent point is the larger of the two. Where d would lie right
+    of the interval the hull is the chord. The other two touch at d and further right.
     """
     slope_of = derivative(f)
     start, end = jnp.minimum(x.lower, 0), jnp.maximum(x.upper, 0)
-    point = jnp.clip(jnp.maximum(_tangent_point(f, start, end), x.lower), 0, end)
+    point = jnp.clip(jnp.maximum(tangent_point(f, start, end), x.lower), 0, end)
     beyond = (f(end) + slope_of(end) * (start - end) < f(start)) | (x.upper <= 0)
 
-    def member(share: Any) -> tuple[Any, Any]:
-        touch = point + share * (end - point)
-        slope = jnp.where(beyond, chord(f, x), slope_of(touch))
-        touch = jnp.where(beyond, x.upper, touch)
-        heights = [f(v) - slope * v for v in (x.lower, x.upper, touch)]
+    def touching(at: Any) -> tuple[Any, Any]:
+        slope = jnp.where(beyond, chord(f, x), slope_of(at))
+        at = jnp.where(beyond, x.upper, at)
+        heights = [f(v) - slope * v for v in (x.lower, x.upper, at)]
         return slope, jnp.maximum(jnp.maximum(heights[0], heights[1]), heights[2])
 
-    room = end > point
-    share = (middle(x) - point) / jnp.where(room, end - point, 1)
-    return Family(jnp.where(room, jnp.clip(share, 0, 1), 0), member)
+    center = jnp.clip(jnp.maximum(point, middle(x)), 0, end)
+    return [touching(at) for at in (point, center, (center + end) / 2)]
 
 
-def _tangent_point(f: Function, start: Any, end: Any) -> Any:
+def tangent_point(f: Function, start: Any, end: Any) -> Any:
     """D in [0, end] whose tangent passes through (start, f(start)), start <= 0.
 
     Bisection, then Newton steps within the bracket; the last step alone is

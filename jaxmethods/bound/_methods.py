@@ -7,21 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..core import Variable, check_choice, check_integer, describe, is_affine
+from ..core import Variable, check_choice, check_integer, describe
 from ._alpha import optimized
-from ._backward import Pass, backward, concretize
-from ._flow import (
-    Flow,
-    floating,
-    magnitude_of_inputs,
-    prepare_backward,
-    start,
-    visit,
-)
+from ._backward import Pass, backward, proven
+from ._flow import Flow
 from ._forward import Forward
 from ._products import without_nan
 from ._sets import Bounds, meet
-from ._trace import trace
+from ._walk import walk, walk_forward
 
 SIDES = ("lower", "upper", "both")
 LINEAR_METHODS = ("crown", "crown_ibp", "forward")
@@ -80,7 +73,7 @@ def ibp(fn: Callable[..., Any]) -> Callable[..., Bounds]:
 
     @functools.wraps(fn)
     def bounded(*args: Any) -> Bounds:
-        flow = _walk(fn, args, "bound.ibp")
+        flow = walk(fn, args, "bound.ibp")
         return _collect(flow, lambda v: flow.bounds[v])
 
     return bounded
@@ -114,7 +107,7 @@ def forward(fn: Callable[..., Any]) -> Callable[..., Bounds]:
 
     @functools.wraps(fn)
     def bounded(*args: Any) -> Bounds:
-        flow, _ = _walk_forward(fn, args, "bound.forward")
+        flow, _ = walk_forward(fn, args, "bound.forward")
         return _collect(flow, lambda v: flow.bounds[v])
 
     return bounded
@@ -224,9 +217,9 @@ def alpha_crown(
     @functools.wraps(fn)
     def bounded(*args: Any) -> Bounds:
         refined: list[Variable] = []
-        flow = _walk(fn, args, "bound.alpha_crown", linear=True, refined=refined)
+        flow = walk(fn, args, "bound.alpha_crown", linear=True, refined=refined)
         best = {
-            v: meet(flow.bounds[v], concretize(flow, backward(flow, v, side), v, side))
+            v: meet(flow.bounds[v], proven(flow, v, side))
             for v in flow.graph.outputs
             if isinstance(v, Variable)
             and v not in flow.settled
@@ -259,12 +252,12 @@ def _linear(fn: Callable[..., Any], method: str, side: str) -> Callable[..., Bou
     @functools.wraps(fn)
     def bounded(*args: Any) -> Bounds:
         refined = [] if method == "crown" else None
-        flow = _walk(fn, args, f"bound.{method}", linear=True, refined=refined)
+        flow = walk(fn, args, f"bound.{method}", linear=True, refined=refined)
 
         def best(v: Variable) -> Bounds:
             if v in flow.settled or not jnp.issubdtype(v.dtype, jnp.floating):
                 return flow.bounds[v]
-            found = concretize(flow, backward(flow, v, side), v, side)
+            found = proven(flow, v, side)
             return meet(flow.bounds[v], found)
 
         return _collect(flow, best)
@@ -305,10 +298,10 @@ def linear_bounds(
         name = f"bound.linear_bounds(method={method!r})"
         forward = None
         if method == "forward":
-            flow, forward = _walk_forward(fn, args, name)
+            flow, forward = walk_forward(fn, args, name)
         else:
             refined = [] if method == "crown" else None
-            flow = _walk(fn, args, name, linear=True, refined=refined)
+            flow = walk(fn, args, name, linear=True, refined=refined)
         if len(flow.graph.inputs) != 1:
             raise ValueError(
                 f"linear_bounds got sets of {len(flow.graph.inputs)} arrays in all; "
@@ -322,53 +315,6 @@ def linear_bounds(
         )
 
     return bounded
-
-
-def _walk(
-    fn: Callable[..., Any],
-    args: tuple[Any, ...],
-    method: str,
-    *,
-    linear: bool = False,
-    refined: list[Variable] | None = None,
-) -> Flow:
-    """Visits all nodes.
-
-    Where `refined` is a list backward passes bound what nonlinear nodes read; it gets
-    the values that they bound.
-    """
-    graph, region = trace(fn, args)
-    flow, known = start(graph, region, method)
-    if linear:
-        magnitude_of_inputs(flow)
-    for node in graph.nodes:
-        if refined is not None and not is_affine(node):
-            for v in floating(node):
-                if v not in flow.settled:
-                    found = concretize(flow, backward(flow, v, "both"), v, "both")
-                    flow.bounds[v] = meet(flow.bounds[v], found)
-                    flow.settled.add(v)
-                    refined.append(v)
-        visit(flow, known, node)
-        if linear:
-            prepare_backward(flow, node)
-    return flow
-
-
-def _walk_forward(
-    fn: Callable[..., Any], args: tuple[Any, ...], method: str
-) -> tuple[Flow, Forward]:
-    """Visits all nodes, carrying linear bounds along."""
-    graph, region = trace(fn, args)
-    flow, known = start(graph, region, method)
-    forward = Forward(flow)
-    for node in graph.nodes:
-        visit(flow, known, node)
-        forward.visit(node)
-        for v in node.outputs:
-            if v not in flow.settled:
-                forward.sharpen(v)
-    return flow, forward
 
 
 def _collect(flow: Flow, bounds: Callable[[Variable], Bounds]) -> Bounds:

@@ -1,6 +1,6 @@
 """Linear functions below and above an operation: what replaces it going back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -105,14 +105,17 @@ class Family(NamedTuple):
     Attributes:
         start: The choices that are good without knowing what follows; a pytree.
         member: `member(choices) -> Lines or Planes`, sound for any choices.
+        others: Further choices, which may be better or worse than `start`.
     """
 
     start: Any
     member: Callable[[Any], Any]
+    others: Sequence[Any] = ()
 
     def map(self, change: Callable[[Any], Any]) -> "Family":
         """The family whose members are changed."""
-        return Family(self.start, lambda choices: change(self.member(choices)))
+        member = lambda choices: change(self.member(choices))  # noqa: E731
+        return Family(self.start, member, self.others)
 
     def extremes(self) -> list[Any]:
         """The members at the ends of the choices; all others lie between them."""
@@ -122,6 +125,42 @@ class Family(NamedTuple):
     def first(self) -> Any:
         """The member that is good without knowing what follows."""
         return self.member(self.start)
+
+
+def between(members: Sequence[Lines]) -> Family:
+    """Lines that lie between three pairs of lines; the first choice is the middle one.
+
+    What lies between two lines above a function is above it as well, and costs no
+    further evaluation of the function.
+    """
+    left, center, right = members
+    half = jnp.full_like(center.lower_slope, 0.5)
+
+    def mix(share: Any, low: Any, middle: Any, high: Any) -> Any:
+        return jnp.where(
+            share <= 0.5,
+            low + 2 * share * (middle - low),
+            middle + (2 * share - 1) * (high - middle),
+        )
+
+    def sound(side: Lines) -> Lines:
+        """The middle lines where a slope or an intercept is infinite."""
+        below = jnp.isfinite(side.lower_slope) & jnp.isfinite(side.lower_bias)
+        above = jnp.isfinite(side.upper_slope) & jnp.isfinite(side.upper_bias)
+        usable = (below, below, above, above)
+        triples = zip(usable, side, center, strict=True)
+        return Lines(*(jnp.where(test, a, b) for test, a, b in triples))
+
+    triples = list(zip(sound(left), center, sound(right), strict=True))
+
+    def member(shares: tuple[Any, Any]) -> Lines:
+        below, above = shares
+        return Lines(
+            *(mix(below, *values) for values in triples[:2]),
+            *(mix(above, *values) for values in triples[2:]),
+        )
+
+    return Family((half, half), member)
 
 
 def either(test: Any, first: Family, second: Family) -> Family:

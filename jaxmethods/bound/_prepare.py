@@ -23,15 +23,29 @@ from ..core import (
     is_affine,
     is_concrete,
     live_nodes,
+    match_normalizations,
     match_patterns,
+    match_softmax,
+    without_repeats,
 )
 from ._fuse import COMPARISONS, fuse, is_step
 from ._interval import has_interval, range_of
+from ._masks import finite_masks
 from ._merge import merge_specifications
 from ._relaxations import has_lines
 from ._univariate import Univariate
 
-_COMPOSITES = ("softplus", "selu", "celu", "elu", "leaky_relu", "hard_tanh")
+_COMPOSITES = (
+    "gelu",
+    "gelu_tanh",
+    "silu",
+    "softplus",
+    "selu",
+    "celu",
+    "elu",
+    "leaky_relu",
+    "hard_tanh",
+)
 _BROADCASTING = frozenset({"div", "max", "min", "mul", "pow", "select_n"})
 
 
@@ -47,7 +61,8 @@ def _with_derivative(node: Node) -> Node:
     if node.name != "univariate":
         if has_lines(node.name) or not is_step(node) or is_affine(node):
             return node
-        if len(node.variables) != 1 or node.outputs[0].dtype == bool:
+        kinds = [v.dtype for v in (*node.variables, *node.outputs)]
+        if len(kinds) != 2 or not all(jnp.issubdtype(k, jnp.floating) for k in kinds):
             return node
         graph = Graph(tuple(node.variables), (node,), node.outputs, None)
         node = dataclasses.replace(node, name="univariate", params={"graph": graph})
@@ -75,6 +90,8 @@ def _with_derivative(node: Node) -> Node:
 
 
 def _simplified(graph: Graph) -> Graph:
+    graph = finite_masks(match_softmax(without_repeats(graph)))
+    graph = match_normalizations(graph)
     graph = match_patterns(graph, [PATTERNS[name] for name in _COMPOSITES])
     nodes: list[Node] = []
     for node in graph.nodes:
@@ -113,7 +130,7 @@ def _product(node: Node) -> list[Node]:
 
 def _quotient(node: Node) -> list[Node]:
     x, y = node.inputs
-    if not isinstance(y, Variable):
+    if not isinstance(y, Variable) or not jnp.issubdtype(y.dtype, jnp.floating):
         return [node]
     inverse = _step(node, "reciprocal", (y,), lambda y: 1 / y, Variable(y.aval))
     return [inverse, _step(node, "mul", (x, inverse.outputs[0]), jnp.multiply)]
@@ -128,19 +145,46 @@ def _integer_power(node: Node) -> list[Node]:
 
 
 def _power(node: Node) -> list[Node]:
-    """X ** y as a root or as exp(y log x), where y is a constant."""
+    """X ** y as an integer power, as a root, or as exp(y log x)."""
     x, y = node.inputs
-    if isinstance(y, Variable) or not isinstance(x, Variable):
-        return [node]
-    roots = {0.5: ("sqrt", jnp.sqrt), -0.5: ("rsqrt", jax.lax.rsqrt)}
-    if is_concrete(y) and np.ndim(y) == 0 and float(y) in roots:
-        name, fn = roots[float(y)]
+    out = node.outputs[0]
+    exponent = _number(y)
+    if exponent in _ROOTS:
+        name, fn = _ROOTS[exponent]
         return [_step(node, name, (x,), fn)]
+    if exponent is not None and exponent == round(exponent):
+        power = int(exponent)
+        step = _step(node, "integer_pow", (x,), lambda x: jax.lax.integer_pow(x, power))
+        return _integer_power(dataclasses.replace(step, params={"y": power}))
+    if isinstance(y, Variable) and not jnp.issubdtype(y.dtype, jnp.floating):
+        return [node]
+    if not isinstance(x, Variable):
+        scaled = _step(node, "mul", (y, jnp.log(x)), jnp.multiply, Variable(out.aval))
+        return [scaled, _step(node, "exp", scaled.outputs, jnp.exp)]
     log = _step(node, "log", (x,), jnp.log, Variable(x.aval))
-    scaled = _step(
-        node, "mul", (log.outputs[0], y), jnp.multiply, Variable(node.outputs[0].aval)
-    )
+    scaled = _step(node, "mul", (log.outputs[0], y), jnp.multiply, Variable(out.aval))
     return [log, scaled, _step(node, "exp", scaled.outputs, jnp.exp)]
+
+
+_ROOTS = {0.5: ("sqrt", jnp.sqrt), -0.5: ("rsqrt", jax.lax.rsqrt)}
+
+
+def _number(atom: Any) -> float | None:
+    """The value of a constant number; None for anything else."""
+    if isinstance(atom, Variable) or not is_concrete(atom) or np.ndim(atom):
+        return None
+    return float(atom)
+
+
+def _comparison_with_itself(node: Node) -> list[Node]:
+    """X != x asks for NaN, x == x for anything else."""
+    x, y = node.inputs
+    if x is not y or not jnp.issubdtype(x.dtype, jnp.floating):
+        return [node]
+    if node.name == "ne":
+        return [_step(node, "is_nan", (x,), jnp.isnan)]
+    found = _step(node, "is_nan", (x,), jnp.isnan, Variable(node.outputs[0].aval))
+    return [found, _step(node, "not", found.outputs, jnp.logical_not)]
 
 
 def _clamp(node: Node) -> list[Node]:
@@ -157,9 +201,11 @@ _REWRITES: dict[str, Callable[[Node], Sequence[Node]]] = {
     "conv_general_dilated": _full_precision,
     "div": _quotient,
     "dot_general": _full_precision,
+    "eq": _comparison_with_itself,
     "hard_tanh": _clamp,
     "integer_pow": _integer_power,
     "mul": _product,
+    "ne": _comparison_with_itself,
     "pow": _power,
     "stop_gradient": _without_effect,
 }

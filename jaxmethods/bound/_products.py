@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from ..core import Node
-from ._planes import Planes
+from ._planes import Family, Planes
 from ._rounding import largest, num_terms, outward, unit
 from ._sets import Bounds
 
@@ -40,6 +40,8 @@ def center_radius(x: Bounds) -> tuple[Any, Any]:
 def without_nan(bounds: Bounds) -> Bounds:
     """Replaces an end that infinities have made NaN by infinity, which is sound."""
     lower, upper = bounds
+    if not jnp.issubdtype(jnp.result_type(lower), jnp.floating):
+        return bounds
     return Bounds(
         jnp.where(jnp.isnan(lower), -jnp.inf, lower),
         jnp.where(jnp.isnan(upper), jnp.inf, upper),
@@ -48,6 +50,8 @@ def without_nan(bounds: Bounds) -> Bounds:
 
 def interval_of_contraction(node: Node, x: Bounds, y: Bounds) -> Bounds:
     """The interval of a matrix product or convolution of two variables."""
+    if not jnp.issubdtype(x.lower.dtype, jnp.floating):
+        return _by_signs(node, x, y)
     error = unit(num_terms(node), x.lower.dtype)
     if node.name == "dot_general" and _num_products(node) <= _TERM_BY_TERM:
         low = outer(node, x.lower, y.lower)
@@ -101,6 +105,8 @@ def _by_signs(node: Node, x: Bounds, y: Bounds) -> Bounds:
         + _apply(node, down(b), up(c))
         + _apply(node, down(a), down(c))
     )
+    if not jnp.issubdtype(lower.dtype, jnp.floating):
+        return Bounds(lower, upper)
     (xc, xr), (yc, yr) = center_radius(x), center_radius(y)
     middle = _apply(node, xc, yc)
     spread = _apply(node, jnp.abs(xc) + xr, yr) + _apply(node, xr, jnp.abs(yc))
@@ -109,19 +115,49 @@ def _by_signs(node: Node, x: Bounds, y: Bounds) -> Bounds:
     )
 
 
-def mccormick(node: Node, x: Bounds, y: Bounds) -> Planes:
-    """X y >= x y_l + x_l y - x_l y_l and x y <= x y_u + x_l y - x_l y_u, summed."""
+def mccormick(node: Node, x: Bounds, y: Bounds) -> Family:
+    """Planes on either side that touch the products at corners, or lie between two.
 
-    def lower(u: Any, v: Any) -> Any:
-        return _apply(node, u, y.lower) + _apply(node, x.lower, v)
+    x y >= y_l x + x_l y - x_l y_l and >= y_u x + x_u y - x_u y_u; from above likewise
+    with x_l, y_u and x_u, y_l. All of them, and what lies between, are as close at the
+    centre; which is better depends on what follows. The first choice is the mean, the
+    other one leans on a factor that keeps its sign, so that the coefficient that the
+    second factor gets is small.
+    """
+    (x_center, x_radius), (y_center, y_radius) = center_radius(x), center_radius(y)
+    spread = _apply(node, x_radius, y_radius)
+    terms = 6 * _apply(node, largest(x), largest(y))
+    signs = _sign(x)
+    if node.name == "mul":
+        # The roles of the factors are swapped where only the second keeps its sign.
+        swap = (signs == 0) & (_sign(y) != 0)
+        tilts = jnp.where(swap, _sign(y), signs)
+        below, above = -tilts, jnp.where(swap, -tilts, tilts)
+    else:
+        below, above = -signs, signs
 
-    def upper(u: Any, v: Any) -> Any:
-        return _apply(node, u, y.upper) + _apply(node, x.lower, v)
+    # With x = x_c + x_r s and y = y_c + y_r t, all in all |s| <= 1 and |t| <= 1:
+    # s t >= tilt (s + t) - 1 and s t <= tilt (s - t) + 1 for any tilt in [-1, 1].
+    def plane(tilt: Any, sign: int) -> tuple[Any, Any]:
+        x_at = x_center - sign * tilt * x_radius
 
-    return Planes(
-        lower,
-        -_apply(node, x.lower, y.lower),
-        upper,
-        -_apply(node, x.lower, y.upper),
-        3 * _apply(node, largest(x), largest(y)),
-    )
+        def linear(u: Any, v: Any) -> Any:
+            tilted = _apply(node, u * tilt, y_radius)
+            return _apply(node, u, y_center) + tilted + _apply(node, x_at, v)
+
+        base = _apply(node, x_at, y_center) + _apply(node, x_center * tilt, y_radius)
+        return linear, sign * spread - base
+
+    def member(choices: tuple[Any, Any]) -> Planes:
+        low, high = (2 * choice - 1 for choice in choices)
+        return Planes(*plane(low, -1), *plane(high, 1), terms)
+
+    half = jnp.full_like(x_center, 0.5)
+    lean = tuple((tilt + 1) / 2 for tilt in (below, above))
+    return Family((half, half), member, (lean,))
+
+
+def _sign(x: Bounds) -> Any:
+    """1 or -1 where an interval lies on one side of 0, else 0."""
+    positive, negative = x.lower >= 0, x.upper <= 0
+    return positive.astype(x.lower.dtype) - negative.astype(x.lower.dtype)

@@ -6,10 +6,22 @@ from typing import Any
 _INTERVAL: dict[str, Callable[..., Any]] = {}
 _RELAX: dict[str, Callable[..., Any]] = {}
 
-REMEDY = (
+_REMEDY = (
     "add one with jaxmethods.bound.register_rule({!r}, interval, relax), "
     "or keep it away from the sets."
 )
+_FIRST = {
+    "fft": "write it as a product with two real matrices, or ",
+    "shard_map": "bound the function inside it, jax.shard_map(jax.vmap(bound.ibp(fn)), "
+    "...), or ",
+    "while": "a loop needs a number of steps that is known when it is traced: write it "
+    "with jax.lax.scan, or with jax.lax.fori_loop between Python ints, or ",
+}
+
+
+def remedy(name: str) -> str:
+    """What to do about a primitive without a rule."""
+    return _FIRST.get(name, "") + _REMEDY.format(name)
 
 
 def register_rule(

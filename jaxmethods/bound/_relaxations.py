@@ -7,14 +7,18 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ..core import Node, is_bilinear, is_concrete
+from ..core import ANNOTATED, Node, is_bilinear, is_concrete
 from . import _choices as choices
 from . import _lines as lines
 from . import _univariate as univariate
+from ._extension import relax_annotated
+from ._logsumexp import relax_log_softmax, relax_logsumexp
+from ._normalization import relax_norm, relax_normalize
 from ._planes import Family, Lines, Relaxation, constant, either
 from ._products import mccormick
 from ._registry import registered_interval, registered_relaxation
 from ._sets import Bounds
+from ._softmax import relax_softmax
 from ._univariate import usable
 
 Shape = Callable[..., Family]
@@ -33,6 +37,8 @@ def relax(node: Node, operands: list[Any], bounds: list[Bounds]) -> Relaxation:
         rule = mccormick if is_bilinear(node) else _RULES.get(node.name)
     if rule is not None:
         return rule(node, *operands)
+    if node.name == ANNOTATED:
+        return relax_annotated(node, operands, bounds[0])
     if node.name == "univariate":
         return univariate.relax(node, operands[0], bounds[0])
     shape = _SHAPES.get(node.name)
@@ -121,11 +127,16 @@ _RULES: dict[str, Callable[..., Relaxation]] = {
     "elu": _elu,
     "integer_pow": _integer_power,
     "leaky_relu": _leaky,
+    "log_softmax": relax_log_softmax,
+    "logsumexp": relax_logsumexp,
     "max": choices.maximum,
     "min": choices.minimum,
+    "norm": relax_norm,
+    "normalize": relax_normalize,
     "reduce_max": choices.reduce_max,
     "reduce_min": choices.reduce_min,
     "reduce_window_max": choices.reduce_window_max,
     "reduce_window_min": choices.reduce_window_min,
     "select_n": choices.select,
+    "softmax": relax_softmax,
 }

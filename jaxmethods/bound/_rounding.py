@@ -23,23 +23,29 @@ from typing import Any
 import jax.numpy as jnp
 
 from ..core import Node, linear_rule
-from ._sets import Bounds
+from ._bounds import Bounds
 
 # Operations that only move numbers, or choose among them.
 _EXACT = frozenset(
     {
         "abs",
         "broadcast_in_dim",
+        "ceil",
+        "clamp",
         "concatenate",
         "copy",
         "copy_p",
+        "cummax",
+        "cummin",
         "device_put",
         "dynamic_slice",
         "dynamic_update_slice",
         "expand_dims",
+        "floor",
         "gather",
         "max",
         "min",
+        "name",
         "neg",
         "optimization_barrier",
         "pad",
@@ -47,20 +53,27 @@ _EXACT = frozenset(
         "pvary",
         "reduce_max",
         "reduce_min",
+        "reduce_precision",
         "reduce_window_max",
         "reduce_window_min",
         "reshape",
         "reshard",
         "rev",
+        "round",
         "scatter",
+        "scatter-max",
+        "scatter-min",
         "select_n",
         "sharding_constraint",
+        "sign",
         "slice",
+        "sort",
         "split",
         "squeeze",
         "stack",
         "stop_gradient",
         "tile",
+        "top_k",
         "transpose",
         "unstack",
     }

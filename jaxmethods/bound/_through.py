@@ -166,10 +166,10 @@ def through_planes(
     flat = rows.flat
     bias = flat * jnp.where(flat > 0, low, jnp.where(flat < 0, high, 0))
     below: list[Rows | None] = [None] * len(inputs)
-    for linear, part in (
-        (planes.lower_map, positive),
-        (planes.upper_map, negative),
-    ):
+    sides = [(planes.lower_map, positive), (planes.upper_map, negative)]
+    if planes.lower_map is planes.upper_map:
+        sides = [(planes.lower_map, rows.values)]
+    for linear, part in sides:
         if linear is None:
             continue
         transpose = jax.linear_transpose(linear, *(v.aval for v in inputs))

@@ -1,14 +1,26 @@
 """From a function and its arguments, some of them sets, to a graph and its region."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
-from ..core import Graph, Variable, flatten
+from ..core import (
+    ANNOTATED,
+    Graph,
+    Variable,
+    flatten,
+    inline_cond,
+    keep_whole,
+    unroll_scan,
+)
 from ._prepare import prepare
 from ._rows import Rows
 from ._sets import Bounds, Set, is_set
+
+# What becomes of branches, loops and functions with bounds of their own.
+BRANCHES: Mapping[str, Any] = {"cond": inline_cond, ANNOTATED: keep_whole}
+_UNROLLED = {**BRANCHES, "scan": unroll_scan}
 
 
 class Region(NamedTuple):
@@ -41,10 +53,18 @@ class Region(NamedTuple):
         return total
 
 
-def trace(fn: Callable[..., Any], args: Sequence[Any]) -> tuple[Graph, Region]:
+def trace(
+    fn: Callable[..., Any], args: Sequence[Any], *, unroll: bool = True
+) -> tuple[Graph, Region]:
     """Traces `fn` with each set replaced by one of its members.
 
+    Args:
+        fn: Any function.
+        args: Its arguments, at least one of them a set.
+        unroll: Whether a `scan` becomes its steps, one after the other.
+
     Raises:
+        NotImplementedError: A scan has too many steps to be unrolled.
         ValueError: A set is none (see `Ball`, `Box`), or no argument is a set.
         TypeError: A set's arrays are not floating.
     """
@@ -62,7 +82,8 @@ def trace(fn: Callable[..., Any], args: Sequence[Any]) -> tuple[Graph, Region]:
     for leaf in leaves:
         size = len(jax.tree.leaves(leaf.placeholder)) if is_set(leaf) else 1
         marked += [is_set(leaf)] * size
-    graph = flatten(fn, *filled, marked=marked)
+    inline = _UNROLLED if unroll else BRANCHES
+    graph = flatten(fn, *filled, marked=marked, inline=inline)
     inputs = iter(graph.inputs)
     held = tuple(tuple(next(inputs) for _ in s.hull()) for s in sets)
     return prepare(graph), Region(sets, held)

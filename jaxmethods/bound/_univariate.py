@@ -12,13 +12,14 @@ height of the jump there is bounded, and added to the wedges.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ..core import Node
-from ._planes import Family, Lines
+from ._planes import Family, Lines, between
 from ._products import without_nan
 from ._rounding import largest, unit
 from ._sets import Bounds, meet
@@ -87,13 +88,17 @@ def wedges(fn: Univariate, x: Bounds) -> Wedges:
     unknown = jnp.full_like(a, jnp.inf)
     slopes = Bounds(-unknown, unknown)
     if fn.slope is not None:
-        slopes = over(fn.slope, a, b)
+        # A derivative that may be infinite may belong to a pole, beyond which the
+        # function starts anew.
+        found = over(fn.slope, a, b)
+        smooth = jnp.isfinite(found.lower) & jnp.isfinite(found.upper)
+        slopes = Bounds(*map(partial(jnp.where, smooth), found, slopes))
     jump = jnp.zeros_like(a)
     for threshold in fn.thresholds:
         t = jnp.broadcast_to(jnp.asarray(threshold, a.dtype), x.lower.shape)
-        around = over(
-            fn.value, jnp.nextafter(t, -jnp.inf)[None], jnp.nextafter(t, jnp.inf)[None]
-        )
+        # Normal numbers: the next float of 0 is one that processors take for 0.
+        near = jnp.maximum(unit(1, a.dtype) * jnp.abs(t), jnp.finfo(a.dtype).tiny)
+        around = over(fn.value, (t - near)[None], (t + near)[None])
         height = jax.lax.stop_gradient(around.upper - around.lower)
         jump = jump + jnp.where((a <= t[None]) & (t[None] <= b), height, 0)
     return Wedges(
@@ -103,11 +108,8 @@ def wedges(fn: Univariate, x: Bounds) -> Wedges:
 
 def negated(w: Wedges) -> Wedges:
     """Wedges of minus the function."""
-    return Wedges(
-        w.points,
-        *(Bounds(-v.upper, -v.lower) for v in (w.values, w.inside, w.slopes)),
-        w.jump,
-    )
+    turned = [Bounds(-v.upper, -v.lower) for v in (w.values, w.inside, w.slopes)]
+    return Wedges(w.points, turned[0], turned[1], turned[2], w.jump)
 
 
 def least(w: Wedges, slope: Any) -> Any:
@@ -137,23 +139,15 @@ def range_in(w: Wedges) -> Bounds:
 
 
 def family(w: Wedges, bounds: Bounds) -> Family:
-    """Lines of any slope; the best two touch the convex hulls at the middle."""
-    below, above = hull_slope(w), -hull_slope(negated(w))
-    low = _finite_or(jnp.min(w.slopes.lower, axis=0), jnp.minimum(below, above))
-    high = _finite_or(jnp.max(w.slopes.upper, axis=0), jnp.maximum(below, above))
+    """Lines that touch the convex hulls: in the middle, or on either side of it."""
 
-    def share(slope: Any) -> Any:
-        wide = high > low
-        return jnp.where(wide, (slope - low) / jnp.where(wide, high - low, 1), 0)
+    def touching(place: int) -> Lines:
+        below, above = hull_slope(w, place), -hull_slope(negated(w), place)
+        lines = Lines(below, least(w, below), above, -least(negated(w), -above))
+        return usable(lines, bounds)
 
-    def member(shares: tuple[Any, Any]) -> Lines:
-        below, above = (low + s * (high - low) for s in shares)
-        return usable(
-            Lines(below, least(w, below), above, -least(negated(w), -above)), bounds
-        )
-
-    start = tuple(jnp.clip(share(s), 0, 1) for s in (below, above))
-    return Family(start, member)
+    half = _NUM_CELLS // 2
+    return between([touching(place) for place in (half // 2, half, half + half // 2)])
 
 
 def usable(lines: Lines, bounds: Bounds) -> Lines:
@@ -167,28 +161,26 @@ def usable(lines: Lines, bounds: Bounds) -> Lines:
     )
 
 
-def hull_slope(w: Wedges) -> Any:
-    """The slope of the convex hull from below at the middle of the interval."""
-    half = _NUM_CELLS // 2
+def hull_slope(w: Wedges, place: int) -> Any:
+    """The slope of the convex hull from below at one of the points."""
     t, f = w.points, w.values.lower
-    left, right = (t[:half], f[:half]), (t[half + 1 :], f[half + 1 :])
-    middle = t[half][None], f[half][None]
-    to_left = _secant(*left, *middle)
-    to_right = _secant(*middle, *right)
+    left, right = (t[:place], f[:place]), (t[place + 1 :], f[place + 1 :])
+    here = t[place][None], f[place][None]
+    to_left, to_right = _secant(*left, *here), _secant(*here, *right)
     steepest, flattest = jnp.max(to_left, axis=0), jnp.min(to_right, axis=0)
     tangent = (to_left[-1] + to_right[0]) / 2
     tangent = jnp.clip(tangent, steepest, jnp.maximum(steepest, flattest))
 
     from_left, from_right = [v[:, None] for v in left], [v[None] for v in right]
     secants = _secant(*from_left, *from_right)
-    heights = from_left[1] + secants * (middle[0][None] - from_left[0])
+    heights = from_left[1] + secants * (here[0][None] - from_left[0])
     pairs = jax.lax.stop_gradient(heights).reshape(-1, *f.shape[1:])
     best = jnp.argmin(pairs, axis=0, keepdims=True)
     chord = jnp.take_along_axis(secants.reshape(pairs.shape), best, axis=0)[0]
     slope = jnp.where(steepest <= flattest, tangent, chord)
     scale = jnp.maximum(jnp.abs(t[0]), jnp.abs(t[-1]))
     wide = t[-1] - t[0] > jnp.sqrt(jnp.finfo(t.dtype).eps) * scale
-    inner = (w.slopes.lower[half] + w.slopes.upper[half]) / 2
+    inner = (w.slopes.lower[place] + w.slopes.upper[place]) / 2
     return _finite_or(jnp.where(wide, slope, inner), jnp.zeros_like(slope))
 
 

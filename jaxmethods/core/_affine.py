@@ -23,6 +23,7 @@ _JOINT: dict[str, tuple[int, ...]] = {
     "dynamic_update_slice": (0, 1),
     "expand_dims": (0,),
     "gather": (0,),
+    "name": (0,),
     "neg": (0,),
     "optimization_barrier": (0,),
     "pad": (0, 1),

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 
 from ._labels import Label, loop_input_labels
-from ._versions import JIT, REMAT, as_body, call_body, scan_arity
+from ._versions import ANNOTATED, JIT, REMAT, as_body, call_body, scan_arity
 
 Run = Callable[..., list[Any]]
 
@@ -110,9 +110,17 @@ def _cond(
     return list(jax.lax.switch(values[0], branches, *values[1:]))
 
 
+def _dissolve(
+    equation: JaxprEqn, values: list[Any], labels: Sequence[Label], scope: Any, run: Run
+) -> list[Any]:
+    """What is known of a function does not hold of the function rewritten."""
+    return run(call_body(equation), values, labels, scope)
+
+
 REBUILD: dict[str, Callable[..., list[Any]]] = {
     **dict.fromkeys(JIT, _jit),
     **dict.fromkeys(REMAT, _remat),
+    ANNOTATED: _dissolve,
     "scan": _scan,
     "while": _while,
     "cond": _cond,

@@ -1,6 +1,7 @@
 """From a Python function to one flat graph: calls inlined, constants evaluated."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -10,25 +11,36 @@ from jax.extend.core import JaxprEqn, Literal
 
 from ._checks import is_concrete
 from ._graph import Graph, Node, Variable, live_nodes
-from ._versions import Body, as_body, bind, call_body
+from ._versions import Body, as_body, bind, call_body, placed
 
-_OF_SCALARS = frozenset({"broadcast_in_dim", "convert_element_type"})
+_SPREADING = frozenset(
+    {"broadcast_in_dim", "convert_element_type", "reshape", "squeeze"}
+)
+
+# These mean something inside a `shard_map` only.
+_ON_A_MESH = frozenset({"pbroadcast", "pvary"})
 
 
 def flatten(
-    fn: Callable[..., Any], *args: Any, marked: Sequence[bool] | None = None
+    fn: Callable[..., Any],
+    *args: Any,
+    marked: Sequence[bool] | None = None,
+    inline: "Mapping[str, Inliner] | None" = None,
 ) -> Graph:
     """Traces `fn` and returns what happens between marked inputs and outputs.
 
     Calls (`jit`, `remat`, `custom_jvp`, `custom_vjp`) are inlined; equations that no
     marked input reaches are evaluated, whatever they are; equations that no output
-    needs are dropped; `scan`, `while` and `cond` stay one node each.
+    needs are dropped; `scan`, `while` and `cond` stay one node each, unless `inline`
+    says what becomes of them.
 
     Args:
         fn: Any function of pytrees. Unmarked leaves reach it as they are, so Python
             flags and strings work; they may be tracers.
         *args: Its arguments. A marked leaf needs a shape and a dtype only.
         marked: One bool a leaf of `args`, in tree order; None marks every leaf.
+        inline: For a primitive, what puts nodes in the place of an equation that a
+            marked input reaches: `unroll_scan`, `inline_cond`, `keep_whole`.
 
     Returns:
         A `Graph`; `graph.evaluate` computes what `fn` computes.
@@ -60,69 +72,156 @@ def flatten(
 
     variable_leaves = [leaf for m, leaf in zip(marked, leaves, strict=True) if m]
     closed, shapes = jax.make_jaxpr(of_marked, return_shape=True)(*variable_leaves)
-    body = as_body(closed)
-    inputs = tuple(Variable(v.aval) for v in body.jaxpr.invars)
-    nodes: list[Node] = []
+    inputs = tuple(Variable(v.aval) for v in as_body(closed).jaxpr.invars)
+    treedef = jax.tree.structure(shapes)
+    return flatten_body(as_body(closed), inputs, inputs, inline, treedef)
+
+
+def flatten_body(
+    body: Body,
+    atoms: Sequence[Any],
+    inputs: tuple[Variable, ...],
+    inline: "Mapping[str, Inliner] | None" = None,
+    treedef: Any = None,
+    caller: JaxprEqn | None = None,
+) -> Graph:
+    """The graph of a jaxpr that is called on variables and constants.
+
+    Args:
+        body: From `as_body`.
+        atoms: A variable, or the array of a constant, for each of its inputs.
+        inputs: The inputs of the graph; they hold the variables among the atoms.
+        inline: As for `flatten`.
+        treedef: The structure of the results; None for a tuple.
+        caller: The equation that the body belongs to.
+    """
     needed = [True] * len(body.jaxpr.outvars)
-    outputs = _walk(body, list(inputs), needed, nodes)
-    live = live_nodes(nodes, outputs)
-    return Graph(inputs, live, tuple(outputs), jax.tree.structure(shapes))
+    flattening = Flattening(inline or {})
+    outputs = tuple(flattening.walk(body, list(atoms), needed, caller))
+    live = live_nodes(flattening.nodes, outputs)
+    return Graph(inputs, live, outputs, treedef or jax.tree.structure(outputs))
 
 
-def _walk(
-    body: Body, atoms: list[Any], needed: Sequence[bool], nodes: list[Node]
-) -> list[Any]:
-    """Appends the nodes of a body, called on `atoms`; returns its output atoms."""
-    jaxpr, consts = body
-    env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
-    env.update(zip(jaxpr.invars, atoms, strict=True))
+@dataclass(frozen=True)
+class Flattening:
+    """A graph in the making.
 
-    def read(var: Any) -> Any:
-        return var.val if isinstance(var, Literal) else env[var]
+    Attributes:
+        inline: What becomes of the equations of some primitives.
+        nodes: The nodes so far; what is not needed is dropped in the end.
+    """
 
-    for equation, wanted in _live_equations(jaxpr, needed):
-        inputs = [read(v) for v in equation.invars]
-        outs = _apply(equation, inputs, wanted, nodes)
-        env.update(zip(equation.outvars, outs, strict=True))
-    # A dead output has no value: nobody reads it.
-    return [read(v) if n else None for v, n in zip(jaxpr.outvars, needed, strict=True)]
+    inline: "Mapping[str, Inliner]"
+    nodes: list[Node] = field(default_factory=list)
+
+    def walk(
+        self,
+        body: Body,
+        atoms: Sequence[Any],
+        needed: Sequence[bool],
+        caller: JaxprEqn | None = None,
+    ) -> list[Any]:
+        """Appends the nodes of a body, called on `atoms`; returns its output atoms.
+
+        An output that is not needed has no value: it is None, and nobody reads it.
+        Equations without a line of the user's take that of their caller.
+        """
+        jaxpr, consts = body
+        env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
+        env.update(zip(jaxpr.invars, atoms, strict=True))
+
+        def read(var: Any) -> Any:
+            return var.val if isinstance(var, Literal) else env[var]
+
+        for equation, wanted in _live_equations(jaxpr, needed):
+            inputs = [read(v) for v in equation.invars]
+            outs = self._apply(placed(equation, caller), inputs, wanted)
+            env.update(zip(equation.outvars, outs, strict=True))
+        return [
+            read(v) if n else None for v, n in zip(jaxpr.outvars, needed, strict=True)
+        ]
+
+    def emit(
+        self,
+        name: str,
+        inputs: Sequence[Any],
+        outputs: Sequence[Any],
+        evaluate: Callable[..., list[Any]],
+        equation: JaxprEqn,
+        params: Mapping[str, Any] | None = None,
+    ) -> list[Any]:
+        """Appends a node; where no operand is a variable, evaluates it instead.
+
+        Args:
+            name: As in `Node`, like the arguments that follow.
+            inputs: Its operands.
+            outputs: The avals of its outputs.
+            evaluate: What it computes.
+            equation: Where it comes from.
+            params: Its parameters.
+
+        Returns:
+            The atoms of its outputs.
+        """
+        if not any(isinstance(atom, Variable) for atom in inputs):
+            return evaluate(*inputs)
+        made = tuple(map(Variable, outputs))
+        node = Node(name, tuple(inputs), made, dict(params or {}), evaluate, equation)
+        self.nodes.append(node)
+        return list(made)
+
+    def _apply(
+        self, equation: JaxprEqn, inputs: list[Any], wanted: list[bool]
+    ) -> list[Any]:
+        if not any(isinstance(atom, Variable) for atom in inputs):
+            return _constant(equation, inputs)
+        name = equation.primitive.name
+        if name in self.inline:
+            return self.inline[name](self, equation, inputs, wanted)
+        inner = call_body(equation)
+        if inner is not None:
+            return self.walk(inner, inputs, wanted, equation)
+        avals, evaluate = [v.aval for v in equation.outvars], partial(bind, equation)
+        return self.emit(name, inputs, avals, evaluate, equation, equation.params)
 
 
-def _apply(
-    equation: JaxprEqn, inputs: list[Any], wanted: list[bool], nodes: list[Node]
-) -> list[Any]:
-    if not any(isinstance(atom, Variable) for atom in inputs):
-        return _constant(equation, inputs)
-    inner = call_body(equation)
-    if inner is not None:
-        return _walk(inner, inputs, wanted, nodes)
-    outputs = tuple(Variable(v.aval) for v in equation.outvars)
-    nodes.append(
-        Node(
-            equation.primitive.name,
-            tuple(inputs),
-            outputs,
-            equation.params,
-            partial(bind, equation),
-            equation,
-        )
-    )
-    return list(outputs)
+# From (a graph in the making, an equation, its operands, which of its outputs are
+# needed) to the atoms of its outputs.
+Inliner = Callable[[Flattening, JaxprEqn, list[Any], list[bool]], list[Any]]
 
 
 def _constant(equation: JaxprEqn, inputs: list[Any]) -> list[Any]:
     """Evaluates an equation of constants; a broadcast scalar costs no memory.
 
-    Inside `jit` even known numbers would become tracers. Scalars, cast or broadcast,
-    are what composite functions hold: they stay numbers that patterns can compare.
+    Inside `jit` even known numbers would become tracers. Scalars, what is computed from
+    them and what they are broadcast to are what composite functions hold: they stay
+    numbers that patterns can compare.
     """
-    name = equation.primitive.name
-    first: Any = inputs[0] if inputs else None
-    if name in _OF_SCALARS and np.shape(first) == () and is_concrete(first):
+    number = _number(inputs[0]) if len(inputs) == 1 else None
+    if equation.primitive.name in _SPREADING and number is not None:
         out: Any = equation.outvars[0].aval
         if not jax.dtypes.issubdtype(out.dtype, jax.dtypes.extended):
-            return [np.broadcast_to(np.asarray(first, out.dtype), out.shape)]
+            return [np.broadcast_to(np.asarray(number, out.dtype), out.shape)]
+    values = [*inputs, *(v.aval for v in equation.outvars)]
+    if (
+        inputs
+        and equation.primitive.name not in _ON_A_MESH
+        and all(np.shape(v) == () for v in values)
+        and all(map(is_concrete, inputs))
+    ):
+        with jax.ensure_compile_time_eval():
+            return bind(equation, *inputs)
     return bind(equation, *inputs)
+
+
+def _number(constant: Any) -> Any:
+    """The number that an array is a broadcast of; None where it is another array."""
+    if not is_concrete(constant):
+        return None
+    if np.shape(constant) == ():
+        return constant
+    is_spread = isinstance(constant, np.ndarray) and not any(constant.strides)
+    return constant.flat[0] if is_spread and constant.size else None
 
 
 def _live_equations(jaxpr: Any, needed: Sequence[bool]) -> list[tuple[Any, list[bool]]]:

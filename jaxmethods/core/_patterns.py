@@ -18,6 +18,7 @@ import numpy as np
 from ._checks import is_concrete
 from ._flatten import flatten
 from ._graph import Graph, Node, Variable, live_nodes
+from ._repeats import same_params
 
 Variant = tuple[dict[str, Any], Callable[..., Any]]
 Build = Callable[[Node], Node]  # from the last node of a match to the node for all
@@ -203,7 +204,7 @@ def _unify(
     env: dict[Variable, Any],
     scalars: Sequence[Variable],
 ) -> dict[Variable, Any] | None:
-    if not _same_params(wanted.params, node.params):
+    if not same_params(wanted.params, node.params):
         return None
     env = dict(env)
     for mine, theirs in zip(wanted.inputs, node.inputs, strict=True):
@@ -211,7 +212,7 @@ def _unify(
             if isinstance(theirs, Variable) or np.shape(theirs) != ():
                 return None
             env[mine] = theirs
-        elif not _same_atom(
+        elif not same_atom(
             env.get(mine) if isinstance(mine, Variable) else mine, theirs
         ):
             return None
@@ -222,13 +223,8 @@ def _unify(
     return env
 
 
-def _same_params(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
-    return mine.keys() == theirs.keys() and all(
-        mine[k] == theirs[k] for k in mine if k not in ("sharding", "out_sharding")
-    )
-
-
-def _same_atom(mine: Any, theirs: Any) -> bool:
+def same_atom(mine: Any, theirs: Any) -> bool:
+    """Whether two operands are the same variable, or constants known to be equal."""
     if isinstance(mine, Variable) or isinstance(theirs, Variable):
         return mine is theirs
     if mine is theirs:

@@ -11,7 +11,8 @@ from jax.extend.core import JaxprEqn
 
 JIT = frozenset({"jit", "pjit"})
 REMAT = frozenset({"remat2", "remat", "checkpoint"})
-PLAIN_CALL = frozenset({"closed_call", "core_call"})
+ANNOTATED = "annotated_call"
+PLAIN_CALL = frozenset({"closed_call", "core_call", ANNOTATED})
 CUSTOM_CALL = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})
 
 
@@ -65,6 +66,17 @@ def bind(equation: JaxprEqn, *values: Any) -> list[Any]:
     ):
         out = equation.primitive.bind(*values, **params)
     return list(out) if equation.primitive.multiple_results else [out]
+
+
+def placed(equation: JaxprEqn, caller: JaxprEqn | None) -> JaxprEqn:
+    """The equation under the line of its caller, where it has none of its own.
+
+    jax traces its own functions without the lines of those who call them.
+    """
+    if caller is None or next(frames(equation), None) is not None:
+        return equation
+    trail = caller.source_info.traceback
+    return equation.replace(source_info=equation.source_info.replace(traceback=trail))
 
 
 def frames(equation: JaxprEqn) -> Iterator[Frame]:

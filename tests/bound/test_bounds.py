@@ -245,9 +245,9 @@ def test_the_public_mlp_of_the_reference(shared, x64):
         (lambda: bound.ibp(jnp.log)(bound.Ball(X, 0.1)), ValueError, "log"),
         (lambda: bound.margins(lambda x: x.sum(), 0)(X), ValueError, "shape \\(n,\\)"),
         (
-            lambda: bound.crown(lambda x: jax.lax.lgamma(x))(bound.Ball(X, 0.1)),
+            lambda: bound.crown(lambda x: jax.lax.bessel_i1e(x))(bound.Ball(X, 0.1)),
             NotImplementedError,
-            "'lgamma'.*test_bounds.py.*register_rule",
+            "'bessel_i1e'.*test_bounds.py.*register_rule",
         ),
     ],
 )

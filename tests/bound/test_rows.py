@@ -9,9 +9,9 @@ from jax import lax
 from jaxmethods import bound
 from jaxmethods.bound._backward import backward
 from jaxmethods.bound._convolution import transposed_convolution
-from jaxmethods.bound._methods import _walk
 from jaxmethods.bound._patches import Patches
 from jaxmethods.bound._rows import Dense, Diagonal, add, both_signs
+from jaxmethods.bound._walk import walk
 from jaxmethods.core import flatten
 
 RNG = np.random.default_rng(0)
@@ -55,7 +55,7 @@ NORMS = {1: jnp.inf, 2: 2, jnp.inf: 1}
 def test_patches_are_the_jacobian(fn, x64):
     @jax.jit
     def ours(x):
-        flow = _walk(fn, (bound.Ball(x, 0.1),), "a test", linear=True)
+        flow = walk(fn, (bound.Ball(x, 0.1),), "a test", linear=True)
         state = backward(flow, flow.graph.outputs[0], "both")
         rows = state.rows[flow.graph.inputs[0]]
         assert isinstance(rows, Patches)

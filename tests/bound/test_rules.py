@@ -9,8 +9,8 @@ from jax.interpreters import mlir
 
 from jaxmethods import bound
 from jaxmethods.bound import _registry
-from jaxmethods.bound._methods import _walk
 from jaxmethods.bound._rounding import unit
+from jaxmethods.bound._walk import walk
 
 BALL = bound.Ball(jnp.array([-1.0, 0.2, 3.0]), 0.5)
 
@@ -80,7 +80,7 @@ def test_bad_rules_are_refused(args, hint):
 
 
 def names_of(fn, *args):
-    return [node.name for node in _walk(fn, args, "a test").graph.nodes]
+    return [node.name for node in walk(fn, args, "a test").graph.nodes]
 
 
 W = jax.random.normal(jax.random.key(0), (3, 6))

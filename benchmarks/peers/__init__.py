@@ -1,0 +1,1 @@
+"""What the benchmarks measure beside jaxmethods: other libraries, and code by hand."""

@@ -1,0 +1,11 @@
+"""The nets that benchmarks share: plain JAX functions with their weights.
+
+`NETS[name]()` draws one: its function of one 28 x 28 image, its parameters, and the
+radius of the linf ball that its bounds are taken over.
+"""
+
+from .nets import NETS as NETS
+from .nets import Net as Net
+from .nets import cnn as cnn
+from .nets import images as images
+from .nets import mlp as mlp

@@ -1,0 +1,210 @@
+"""Word substitutions: what few words can change, against all sentences one by one."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxmethods import bound
+from jaxmethods.bound._rows import Dense
+
+T, K, D = 4, 2, 3
+BUDGETS = (0, 1, 2, T)
+
+
+def words(seed, budget, junk=jnp.nan, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(seed), 3)
+    base = jax.random.normal(keys[0], (T, D), dtype)
+    candidates = base[:, None] + jax.random.normal(keys[1], (T, K, D), dtype)
+    valid = jax.random.bernoulli(keys[2], 0.7, (T, K)).at[1].set(False)
+    candidates = jnp.where(valid[:, :, None], candidates, junk)
+    return bound.Substitutions(base, candidates, valid, budget)
+
+
+def sentences(s):
+    """All of them: (n, T, D)."""
+    found = []
+    for pick in itertools.product(range(K + 1), repeat=T):
+        changed = [t for t in range(T) if pick[t]]
+        usable = all(s.valid[t, pick[t] - 1] for t in changed)
+        if usable and len(changed) <= s.budget:
+            x = np.array(s.base)
+            for t in changed:
+                x[t] = s.candidates[t, pick[t] - 1]
+            found.append(x)
+    return jnp.asarray(np.stack(found))
+
+
+_LEAST = jax.jit(lambda s, slopes: s.minimum([Dense(slopes)]))
+
+
+def by_dynamic_programme(s, slope):
+    """The least value with j words changed, position by position."""
+    base, candidates = np.asarray(s.base), np.asarray(s.candidates)
+    least = np.full(s.budget + 1, np.inf)
+    least[0] = 0.0
+    for t in range(T):
+        choices = [candidates[t, k] @ slope[t] for k in range(K) if s.valid[t, k]]
+        changed = np.concatenate([[np.inf], least[:-1] + min(choices, default=np.inf)])
+        least = np.minimum(least + base[t] @ slope[t], changed)
+    return least.min()
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 1000))
+def test_the_least_value_is_that_of_the_dynamic_programme(budget, seed):
+    with jax.enable_x64(True):
+        s = words(seed, budget, dtype=jnp.float64)
+        slopes = jax.random.normal(jax.random.key(seed + 1), (5, T, D))
+        want = [by_dynamic_programme(s, np.asarray(a)) for a in slopes]
+        np.testing.assert_allclose(_LEAST(s, slopes), want, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_hull_is_that_of_all_sentences(budget):
+    s = words(0, budget)
+    (ends,), xs = s.hull(), sentences(s)
+    np.testing.assert_array_equal(ends.lower, xs.min(0))
+    np.testing.assert_array_equal(ends.upper, xs.max(0))
+
+
+W = jax.random.normal(jax.random.key(7), (T, D, 5))
+V = jax.random.normal(jax.random.key(8), (D, 5))
+
+
+def tower(x):
+    """A net for each word, with all kinds of steps that keep words apart."""
+    x = x - x.mean(-1, keepdims=True)
+    x = x / jnp.sqrt(jnp.mean(x * x, -1, keepdims=True) + 0.1)
+    y = jnp.tanh(2 * x @ V + 1) + (V.T @ x.T).T * 0.5
+    return jnp.abs(y).reshape(T, 1, 5) + y[:, None]
+
+
+# Each depends on words one by one, or adds up what they give: intervals are exact.
+EXACT = {
+    "words": tower,
+    "sum over words": lambda x: tower(x).sum(0),
+    "sum over all": lambda x: tower(x)[:, 0].sum(),
+    "flat layer": lambda x: x.reshape(-1) @ W.reshape(T * D, 5) + 1,
+    "contraction": lambda x: jnp.einsum("td,tdn->n", x, W),
+    "contraction, other order": lambda x: jnp.einsum("ndt,td->n", W.T, x),
+    "pooled": lambda x: jnp.tanh(jnp.exp(x).mean(0)),
+    "flat tower": lambda x: tower(x).reshape(-1) @ W.reshape(-1)[: 5 * T],
+    "weights of each word": lambda x: jnp.einsum("td,tdn->tn", x, W),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_intervals_of_single_words_and_of_their_sums_are_exact(name, x64):
+    fn = EXACT[name]
+    for budget in (0, 1, 2):
+        s = words(3, budget, dtype=jnp.float64)
+        values = jax.vmap(fn)(sentences(s))
+        got = jax.jit(bound.ibp(fn))(s)
+        assert (got.lower <= values.min(0)).all() and (values.max(0) <= got.upper).all()
+        np.testing.assert_allclose(got.lower, values.min(0), rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(got.upper, values.max(0), rtol=1e-6, atol=1e-6)
+
+
+def attention(x):
+    scores = jax.nn.softmax(x @ V @ V.T @ x.T, -1)
+    return jax.nn.relu(scores @ x @ V)[0] @ V.T + jnp.cumsum(x, 0)[2]
+
+
+@pytest.mark.parametrize("method", [bound.ibp, bound.crown_ibp, bound.crown])
+def test_no_sentence_escapes_where_words_meet(method):
+    for budget in (0, 2):
+        s = words(5, budget)
+        values = jax.vmap(attention)(sentences(s))
+        got = jax.jit(method(attention))(s)
+        assert (got.lower[None] <= values).all() and (values <= got.upper[None]).all()
+        if not budget and method is bound.crown:
+            np.testing.assert_allclose(got.upper, values[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["forward", "alpha_crown"])
+def test_the_other_methods_hold_and_grow_with_the_budget(name):
+    fn = lambda x: jax.nn.relu(jnp.einsum("td,tdn->n", x, W)) @ V.T  # noqa: E731
+    widths = []
+    for budget in (0, 1, T):
+        s = words(6, budget)
+        values = jax.vmap(fn)(sentences(s))
+        got = jax.jit(getattr(bound, name)(fn))(s)
+        assert (got.lower[None] <= values).all() and (values <= got.upper[None]).all()
+        widths.append(float((got.upper - got.lower).mean()))
+    assert widths[0] < 1e-3 < widths[1] < widths[2]
+
+
+def test_what_is_not_valid_never_counts():
+    run = jax.jit(bound.crown(attention))
+    want = run(words(2, 1, 0.0))
+    for junk in (jnp.nan, jnp.inf, 1e3):
+        got = run(words(2, 1, junk))
+        np.testing.assert_array_equal(got.lower, want.lower)
+        np.testing.assert_array_equal(got.upper, want.upper)
+
+
+def test_gradients_pass_by_what_is_not_valid():
+    def width(candidates, s):
+        s = bound.Substitutions(s.base, candidates, s.valid, s.budget)
+        got = bound.crown_ibp(attention)(s)
+        return (got.upper - got.lower).sum()
+
+    s = words(2, 2)
+    got = jax.jit(jax.grad(width))(s.candidates, s)
+    assert bool(jnp.isfinite(got).all())
+    assert bool((jnp.where(s.valid[:, :, None], 0, got) == 0).all())
+    assert float(jnp.abs(got).max()) > 0
+
+
+def test_vmap_over_sets_a_leaf_beside_another_set_and_shard_map():
+    fn = lambda p, c: jnp.tanh(jnp.einsum("td,tdn->n", p["x"], W) + c)  # noqa: E731
+    c = bound.Ball(jnp.zeros(5), 0.1)
+    batch = [words(seed, 1) for seed in range(8)]
+    one = jax.jit(lambda s: bound.crown(fn)({"x": s}, c).lower)
+    want = jnp.stack([one(s) for s in batch])
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batch)
+    np.testing.assert_allclose(jax.jit(jax.vmap(one))(stacked), want, rtol=1e-4)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
+    spec = jax.sharding.PartitionSpec("data")
+    run = jax.shard_map(jax.vmap(one), mesh=mesh, in_specs=spec, out_specs=spec)
+    np.testing.assert_allclose(jax.jit(run)(stacked), want, rtol=1e-4)
+
+
+def test_the_reference_sentence_with_all_its_candidates(shared, x64):
+    with np.load(shared / "goldens" / "26-auto-lirpa-synonym.npz") as g:
+        valid = g["mask"] > 0
+        (full,) = np.flatnonzero(valid.any(-1).all(-1))
+        x, candidates, slopes = (g[k][full] for k in ("x", "candidates", "A"))
+        for budget in (1, 2, 3):
+            s = bound.Substitutions(x, candidates, valid[full], budget)
+            got = bound.crown(lambda x: jnp.einsum("std,td->s", slopes, x))(s)
+            want = g[f"budget{budget}.lb"][full]
+            np.testing.assert_allclose(got.lower, want, rtol=1e-9)
+
+
+BASE, OTHER, VALID = jnp.ones((T, D)), jnp.ones((T, K, D)), jnp.ones((T, K), bool)
+
+
+@pytest.mark.parametrize(
+    "args, error, hint",
+    [
+        ((BASE[0], OTHER, VALID, 1), ValueError, r"wanted \(T, d\) and \(T, K, d\)"),
+        ((BASE[1:], OTHER, VALID, 1), ValueError, r"wanted \(3, K, 3\)"),
+        ((BASE, OTHER, VALID[:1], 1), ValueError, r"shape \(1, 2\); wanted \(4, 2\)"),
+        ((BASE, OTHER, 1.0 * VALID, 1), TypeError, "wanted bool: pass mask > 0"),
+        ((BASE, OTHER, VALID, -1), ValueError, "budget .* wanted at least 0"),
+        ((BASE, OTHER, VALID, 1.0), TypeError, "budget .* wanted a Python int"),
+        ((BASE, OTHER / 0, VALID, 1), ValueError, "candidates .* NaN or infinity"),
+        ((BASE / 0, OTHER, VALID, 1), ValueError, "base .* NaN or infinity"),
+        ((jnp.ones(T, int), OTHER, VALID, 1), TypeError, r"token ids .* table\[ids\]"),
+    ],
+)
+def test_what_is_no_set_is_refused(args, error, hint):
+    with pytest.raises(error, match=hint):
+        bound.ibp(jnp.sum)(bound.Substitutions(*args))

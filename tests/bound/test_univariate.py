@@ -1,0 +1,163 @@
+"""Elementwise functions of one variable are one operation, bounded soundly."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from jaxmethods import bound
+from jaxmethods.bound._walk import walk
+
+BOX = bound.Box(jnp.array([-1.0, 0.2, -3.0, 0.5]), jnp.array([0.5, 1.5, 2.0, 0.5]))
+
+
+def names(fn, *args):
+    return [node.name for node in walk(fn, args, "a test").graph.nodes]
+
+
+FUNCTIONS = {
+    "x sigmoid(x)": lambda x: x * jax.nn.sigmoid(x),
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu, tanh form": jax.nn.gelu,
+    "silu": jax.nn.silu,
+    "mish": lambda x: x * jnp.tanh(jax.nn.softplus(x)),
+    "bell": lambda x: jnp.exp(-(x**2)),
+    "quotient": lambda x: x / (1 + x**2),
+    "cubic": lambda x: x**3 - 2 * x,
+    "with a kink": lambda x: jnp.where(x > 0, x, 0.1 * jnp.expm1(x)),
+    "with a jump": lambda x: jnp.where(x > 0.25, 1.0, x * x),
+    "step": lambda x: (x > 0).astype(x.dtype),
+    "clip": lambda x: jnp.clip(x, -0.5, 1.0),
+    "root": lambda x: jnp.sqrt(x * x),
+    "relu squared": lambda x: jax.nn.relu(x) ** 2,
+}
+
+
+def lines_at(planes, points):
+    """The two lines of each entry, at points (n, entries)."""
+    slopes = [np.diagonal(s) for s in (planes.lower_slope, planes.upper_slope)]
+    low = points * slopes[0] + np.asarray(planes.lower_bias)
+    return low, points * slopes[1] + np.asarray(planes.upper_bias)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64], ids=["f32", "f64"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_range_and_lines_enclose_a_dense_grid(name, dtype, x64):
+    fn = FUNCTIONS[name]
+    box = jax.tree.map(lambda end: end.astype(dtype), BOX)
+    got, planes = jax.jit(lambda b: (bound.ibp(fn)(b), bound.linear_bounds(fn)(b)))(box)
+    points = np.linspace(
+        *(np.asarray(end, np.float64) for end in (BOX.lower, BOX.upper))
+    )
+    points = points.clip(
+        *(np.asarray(end, np.float64) for end in (BOX.lower, BOX.upper))
+    )
+    values = np.asarray(fn(jnp.asarray(points)))
+    assert (got.lower <= values.min(0)).all() and (values.max(0) <= got.upper).all()
+    low, high = lines_at(
+        jax.tree.map(lambda v: np.asarray(v, np.float64), planes), points
+    )
+    assert (low <= values).all() and (values <= high).all()
+    width, spread = np.asarray(got.upper - got.lower), np.ptp(values, 0)
+    assert (width <= 1.12 * spread + 1e-2).all()
+
+
+def test_what_comes_from_one_value_is_one_operation():
+    assert names(FUNCTIONS["x sigmoid(x)"], BOX) == ["univariate"]
+    assert names(lambda x: jax.nn.relu(x + 1.0), BOX) == ["add", "max"]
+    assert names(lambda x: 3 * jnp.exp(-(x**2)) + 1, BOX)[-2:] == ["mul", "add"]
+    two = lambda x, y: x * jax.nn.sigmoid(y)  # noqa: E731
+    assert names(two, BOX, BOX) == ["logistic", "mul"]
+
+
+def test_a_jump_that_no_comparison_of_the_variable_places_stays_apart():
+    fn = lambda x: jnp.where(jnp.sin(3 * x) > 0.5, x, -x)  # noqa: E731
+    assert "select_n" in names(fn, BOX)
+
+
+def test_a_long_chain_is_cut():
+    def fn(x):
+        for _ in range(100):
+            x = x - 0.01 * x**3
+        return x
+
+    found = names(fn, BOX)
+    assert found.count("univariate") > 1
+    got = bound.ibp(fn)(BOX)
+    points = np.linspace(BOX.lower, BOX.upper, 50)
+    values = np.asarray(fn(jnp.asarray(points)))
+    assert (got.lower <= values.min(0)).all() and (values.max(0) <= got.upper).all()
+
+
+W = jax.random.normal(jax.random.key(0), (3, 6))
+V = jax.random.normal(jax.random.key(1), (6, 5))
+
+
+def scalar(act):
+    return lambda x: act(act(x @ W) @ V).sum()
+
+
+@pytest.mark.parametrize("act", [jnp.tanh, jax.nn.sigmoid, jax.nn.gelu, jax.nn.silu])
+def test_derivatives_become_products_with_functions_of_one_variable(act):
+    """tanh's 1 - tanh(x) ** 2 comes as (g + g y) (1 - y) from reverse mode."""
+    slope, ball = jax.grad(scalar(act)), bound.Ball(jnp.array([0.3, -0.2, 0.9]), 0.1)
+    found = names(slope, ball)
+    assert "univariate" in found and "add_any" not in found and "sub" not in found
+    noise = np.random.default_rng(0).uniform(-0.1, 0.1, (500, 3))
+    values = np.asarray(
+        jax.vmap(slope)(ball.center[None] + jnp.asarray(noise, jnp.float32))
+    )
+    for method in (bound.ibp, bound.crown):
+        got = jax.jit(method(slope))(ball)
+        assert (got.lower <= values.min(0)).all() and (values.max(0) <= got.upper).all()
+
+
+def test_a_rectifiers_derivative_is_bounded():
+    slope, ball = jax.grad(scalar(jax.nn.relu)), bound.Ball(jnp.zeros(3), 0.5)
+    values = np.asarray(
+        jax.vmap(slope)(jax.random.uniform(jax.random.key(2), (500, 3)) - 0.5)
+    )
+    got = jax.jit(bound.crown(slope))(ball)
+    assert (got.lower <= values.min(0)).all() and (values.max(0) <= got.upper).all()
+    assert np.isfinite(got.upper).all()
+
+
+@pytest.mark.parametrize("name", ["mish", "bell", "with a kink"])
+def test_bounds_have_derivatives(name, x64):
+    fn = FUNCTIONS[name]
+
+    def widths(low, high):
+        bounds = bound.crown(lambda x: fn(x).sum() - x.sum())(bound.Box(low, high))
+        return bounds.upper - bounds.lower
+
+    low, high = (jnp.asarray(e, jnp.float64)[:3] for e in (BOX.lower, BOX.upper))
+    check_grads(
+        jax.jit(widths), (low, high), order=1, modes="rev", rtol=1e-3, atol=1e-3
+    )
+
+
+def test_infinite_and_empty_widths_do_not_make_nan():
+    box = bound.Box(jnp.array([0.0, 1.0, 80.0]), jnp.array([0.0, 1e30, 90.0]))
+    fn = lambda x: jnp.exp(x) * jnp.sqrt(x)  # noqa: E731
+    for method in (bound.ibp, bound.crown, bound.forward):
+        got = jax.jit(method(fn))(box)
+        assert not (jnp.isnan(got.lower).any() or jnp.isnan(got.upper).any())
+        assert got.upper[1] == jnp.inf
+
+
+def test_outside_of_a_domain_is_an_error_and_no_finite_lie():
+    fn = lambda x: jnp.log(x) * x  # noqa: E731
+    with pytest.raises(ValueError, match=r"log at .*test_univariate"):
+        bound.ibp(fn)(BOX)
+    got = jax.jit(bound.crown(fn))(BOX)
+    assert not (jnp.isfinite(got.lower[0]) and jnp.isfinite(got.upper[0]))
+
+
+def test_vmap_and_jit_give_the_same(x64):
+    fn = lambda x: FUNCTIONS["mish"](x @ W)  # noqa: E731
+    xs = jax.random.normal(jax.random.key(3), (4, 3))
+    one = lambda x: bound.crown(fn)(bound.Ball(x, 0.3))  # noqa: E731
+    want = [one(x) for x in xs]
+    for got in (jax.jit(jax.vmap(one))(xs), jax.vmap(jax.jit(one))(xs)):
+        np.testing.assert_allclose(got.lower, [w.lower for w in want], rtol=1e-9)
