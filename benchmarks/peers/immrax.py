@@ -34,8 +34,8 @@ def lower_margins(method: str) -> Callable[..., Any]:
 
         def margins(x: Any) -> Any:
             for i in "01":  # it knows no jax.nn.relu
-                x = jnp.maximum(x @ params["w" + i] + params["b" + i], 0.0)
-            return x @ weights + bias
+                x = jnp.maximum(params["w" + i].T @ x + params["b" + i], 0.0)
+            return weights.T @ x + bias
 
         if method == "ibp":
             return immrax.natif(margins)(box).lower

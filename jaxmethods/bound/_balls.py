@@ -147,7 +147,7 @@ class Box:
         for a, b in zip(low, high, strict=True):
             check_finite(a, "lower of a Box")
             check_finite(b, "upper of a Box")
-            if is_concrete(a) and is_concrete(b) and bool(np.any(a > b)):
+            if is_concrete(a) and is_concrete(b) and np.any(np.asarray(a) > np.asarray(b)):
                 raise ValueError(
                     "lower of a Box exceeds upper by "
                     f"{np.max(np.asarray(a) - np.asarray(b)):.3g}; wanted lower <= "

@@ -255,7 +255,7 @@ def _one_node(steps: list[Node], start: Variable, end: Variable) -> Node | None:
     for node in steps:
         if node.name in COMPARISONS and node.variables != [start]:
             return None
-    if not jnp.issubdtype(end.dtype, jnp.floating):
+    if not all(jnp.issubdtype(v.dtype, jnp.floating) for v in (start, end)):
         return None
     graph = Graph((start,), tuple(steps), (end,), None)
 

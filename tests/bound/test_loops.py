@@ -1,4 +1,4 @@
-"""Scans and branches: a scan is bounded as the steps one by one, a branch as a choice."""
+"""Scans are bounded as their steps one by one, branches as choices."""
 
 import jax
 import jax.numpy as jnp
@@ -61,9 +61,9 @@ def test_linear_bounds_unroll_and_ibp_does_not():
     assert names == ["scan"]
     names = [n.name for n in walk(looped, (ball,), "t", linear=True).graph.nodes]
     assert "scan" not in names and names.count("logistic") == 4
-    loop, steps = (lambda x: f(x)[0] for f in (looped, step_by_step))
-    got, want = (jax.jit(bound.crown_ibp(f))(ball) for f in (loop, steps))
-    all_close(got, want, rtol=1e-4, atol=1e-5)
+    loop = lambda x: looped(x)[0]  # noqa: E731
+    want = jax.jit(bound.crown_ibp(lambda x: step_by_step(x)[0]))(ball)
+    all_close(jax.jit(bound.crown_ibp(loop))(ball), want, rtol=1e-4, atol=1e-5)
     planes = jax.jit(bound.linear_bounds(loop, method="forward"))(ball)
     assert planes.lower_slope.shape == (3, 4, 2)
 
