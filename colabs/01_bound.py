@@ -4,9 +4,10 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/jaxmethods/jaxmethods/blob/main/colabs/01_bound.ipynb)
 #
 # What can a function reach, for *every* input of a set? You will bound a plain
-# function, see why linear bounds beat intervals, prove that a classifier keeps its label, train
-# one for which that can be proven, ask which word of a sentence matters most to a
-# transformer, and certify a network whose weights are rounded. About a minute on a CPU.
+# function, see why linear bounds beat intervals, prove that a classifier keeps its
+# label, train one for which that can be proven, ask which word of a sentence matters
+# most to a transformer, and certify a network whose weights are rounded. About a minute
+# on a CPU.
 
 # %% [markdown]
 # Install the package if it is not there yet. On Colab this takes half a minute; in a
@@ -265,5 +266,5 @@ assert int(words.ranking[0]) == int(words.radius.argmin())
 # A primitive without a rule is an error that names it, its line and the call that adds
 # one; the page on extending `bound` does so from nothing. `alpha_crown` optimises what
 # `crown` chooses, `forward` carries linear bounds forward, `Substitutions` are
-# sentences in which some words are replaced, and everything here composes with `jit`, `grad`,
-# `vmap` and `shard_map`.
+# sentences in which some words are replaced, and everything here composes with `jit`,
+# `grad`, `vmap` and `shard_map`.

@@ -9,3 +9,4 @@ from .nets import Net as Net
 from .nets import cnn as cnn
 from .nets import images as images
 from .nets import mlp as mlp
+from .nets import settled as settled

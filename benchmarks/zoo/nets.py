@@ -31,6 +31,16 @@ def images(batch: int) -> tuple[jax.Array, jax.Array]:
     return xs, jax.random.randint(key_y, (batch,), 0, 10)
 
 
+def settled(net: Net) -> Net:
+    """A net most of whose units keep their sign over its ball, as trained ones do."""
+    key, params = jax.random.key(2), dict(net.params)
+    for i, (name, value) in enumerate(sorted(net.params.items())):
+        if name[0] == "b":
+            noise = jax.random.normal(jax.random.fold_in(key, i), value.shape)
+            params[name] = 2 * noise
+    return net._replace(params=params, eps=net.eps / 4)
+
+
 def mlp(params: dict, x: jax.Array) -> jax.Array:
     """784-256-256-10."""
     x = jax.nn.relu(x.reshape(-1) @ params["w0"] + params["b0"])

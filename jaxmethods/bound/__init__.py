@@ -1,10 +1,14 @@
 """What can a function reach, for every input (or weight) in a set?
 
 Sets stand where arrays would: `Ball`, `Box`, their `Intersection`, `Substitutions` of
-words. `ibp` carries intervals through any
+words, the `quantization_box` round weights. `ibp` carries intervals through any
 function, `crown_ibp` adds a linear bound of the outputs, `crown` one for every value
 inside; `linear_bounds` gives the planes. `margins` turns logits into what has to stay
 positive. `register_rule` adds a primitive.
+
+On top of them: `radius` and `word_radius` search how far a label holds, `verify`
+decides it for one set, `robust_loss` trains for it, `lipschitz` and `monotonicity` say
+how fast and in which direction a function changes.
 
 Bounds are rounded outward: what the arithmetic of the bound itself may have lost is
 added, so that they hold in float32 as in float64.

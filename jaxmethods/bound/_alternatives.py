@@ -145,7 +145,7 @@ def _after_product(node: Node, axis: int) -> int | None:
     place = len(batch[0]) + sum(i not in gone for i in range(axis))
     if side == 1:
         taken = len(contracted[0]) + len(batch[0])
-        place += node.inputs[0].ndim - taken
+        place += len(node.inputs[0].shape) - taken
     return place
 
 
@@ -200,7 +200,7 @@ def _terms_of_product(node: Node, held: Alternatives) -> Bounds:
         kept = [i + (i > axes[side]) for i in numbers if i != axes[side]]
         return (*kept, axes[side] + 1) if with_block else tuple(kept)
 
-    numbers = (
+    numbers: Any = (
         tuple(shifted(contracted[s], s, True) for s in (0, 1)),
         tuple((axes[s], *shifted(batch[s], s, False)) for s in (0, 1)),
     )

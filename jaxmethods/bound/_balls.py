@@ -147,7 +147,8 @@ class Box:
         for a, b in zip(low, high, strict=True):
             check_finite(a, "lower of a Box")
             check_finite(b, "upper of a Box")
-            if is_concrete(a) and is_concrete(b) and np.any(np.asarray(a) > np.asarray(b)):
+            known = is_concrete(a) and is_concrete(b)
+            if known and np.any(np.asarray(a) > np.asarray(b)):
                 raise ValueError(
                     "lower of a Box exceeds upper by "
                     f"{np.max(np.asarray(a) - np.asarray(b)):.3g}; wanted lower <= "
@@ -193,11 +194,13 @@ def _largest(x: jax.Array, axis: Any) -> jax.Array:
 
 
 def minimum_of_box(rows: Sequence[Rows | None], ends: Sequence[Bounds]) -> Any:
+    """The least value over a box of linear functions: one number a row."""
     pairs = zip(rows, ends, strict=True)
     return sum(extreme(r, b.lower, b.upper) for r, b in pairs if r is not None)
 
 
 def broadcasts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether an array of a shape broadcasts to another shape."""
     try:
         return np.broadcast_shapes(shape, wanted) == wanted
     except ValueError:
@@ -205,6 +208,7 @@ def broadcasts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
 
 
 def check_finite(x: Any, name: str) -> None:
+    """Raises unless `x` is floating, not empty and, where concrete, finite."""
     array = check_floating(x, name)
     if not array.size:
         raise ValueError(

@@ -209,7 +209,8 @@ def fixed(slope: Any, rank: Any, vector: Any) -> Plane:
     which the size of x would multiply.
     """
     parts = jnp.broadcast_arrays(slope, rank, vector)
-    return Plane(*materialized(jnp.stack(parts)), 0)
+    slope, rank, vector = materialized(jnp.stack(parts))
+    return Plane(slope, rank, vector, 0)
 
 
 def read_line(box: Box, slope: Any, bias: Any, at: Any) -> Any:

@@ -80,7 +80,7 @@ class Intersection:
         """What is left of the radius at the nearest point of the box."""
         if self.ball.p == jnp.inf:
             return jnp.stack([jnp.min(e.upper - e.lower) for e in self.hull()]).min()
-        spent = sum(jnp.sum(s) for s in self._spent())
+        spent = jnp.stack([jnp.sum(s) for s in self._spent()]).sum()
         return self.ball.radius - (safe_sqrt(spent) if self.ball.p == 2 else spent)
 
     @property
@@ -114,7 +114,7 @@ class Intersection:
     def _left(self) -> jax.Array:
         """What is left of radius ** p beyond that, at most."""
         spent = self._spent()
-        total = sum(jnp.sum(s) for s in spent)
+        total = jnp.stack([jnp.sum(s) for s in spent]).sum()
         error = unit(sum(s.size for s in spent), spent[0].dtype)
         left = jnp.asarray(self.ball.radius, total.dtype) ** self.ball.p
         return jnp.maximum(left - total * (1 - error), 0)
@@ -139,7 +139,7 @@ class Intersection:
     def minimum(self, rows: Sequence[Rows | None]) -> jax.Array:
         """The least value over the set of linear functions; see `Ball.minimum`."""
         places = [i for i, r in enumerate(rows) if r is not None]
-        used = [rows[i] for i in places]
+        used = [r for r in rows if r is not None]
         one_entry = len(used) == 1 and isinstance(used[0], Diagonal)
         if self.ball.p == jnp.inf or one_entry:
             return minimum_of_box(rows, self.hull())

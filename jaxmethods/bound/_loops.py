@@ -71,7 +71,7 @@ def interval_of_scan(
         known = {
             a: copy if row is None else copy._replace(center=row[0], scale=row[1])
             for a, copy, row in zip(atoms, inside, [*whole, *held_rows], strict=True)
-            if copy is not None
+            if copy is not None and a is not None
         }
         ends = walk(graph, bounds, Settled.within(known))
         outs = [ends[a] if isinstance(a, Variable) else a for a in graph.outputs]

@@ -72,9 +72,10 @@ def robust_loss(
         beta: jax.Array | float = 1.0,
     ) -> jax.Array:
         rows = margins(lambda x: apply(params, x), y)
-        region: Set = Ball(x, eps, p)
+        ball = Ball(x, eps, p)
+        region: Set = ball
         if bounds is not None:
-            region = Intersection(region, Box(*bounds))
+            region = Intersection(ball, Box(*bounds))
         region.check()
 
         def natural() -> jax.Array:

@@ -63,9 +63,9 @@ class Settled:
             if isinstance(s, Substitutions):
                 self._alternatives[held[0]] = alternatives(s)
                 continue
-            ball = None if _is_box(s) else s
+            ball: Any = None if _is_box(s) else s
             whole = ball.ball if isinstance(ball, Intersection) else ball
-            centers = (
+            centers: list[Any] = (
                 [None] * len(held)
                 if whole is None
                 else jax.tree.leaves(whole.placeholder)
@@ -150,7 +150,7 @@ class Settled:
             return bounds
         copy, (x,), (old,) = copies[0], inputs, bounds
         cut = isinstance(copy.ball, Intersection)
-        ball = copy.ball.ball if cut else copy.ball
+        ball: Any = copy.ball.ball if isinstance(copy.ball, Intersection) else copy.ball
         norm, exact = _row_norms(node, copy.scale, ball.p)
         if exact and not cut:
             self.variables.update(node.outputs)

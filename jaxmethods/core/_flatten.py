@@ -202,7 +202,7 @@ def _constant(equation: JaxprEqn, inputs: list[Any]) -> list[Any]:
         out: Any = equation.outvars[0].aval
         if not jax.dtypes.issubdtype(out.dtype, jax.dtypes.extended):
             return [np.broadcast_to(np.asarray(number, out.dtype), out.shape)]
-    values = [*inputs, *(v.aval for v in equation.outvars)]
+    values: list[Any] = [*inputs, *(v.aval for v in equation.outvars)]
     if (
         inputs
         and equation.primitive.name not in _ON_A_MESH

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -49,6 +50,8 @@ def without_repeats(graph: Graph) -> Graph:
 def _key(atom: Any) -> Any:
     """What tells operands apart; numbers by their value, arrays by identity."""
     if isinstance(atom, Variable) or np.shape(atom) != () or not is_concrete(atom):
+        return id(atom)
+    if jax.dtypes.issubdtype(jnp.result_type(atom), jax.dtypes.extended):
         return id(atom)
     return jnp.result_type(atom), np.asarray(atom).item()
 

@@ -162,7 +162,7 @@ class _Matcher:
         found = origin(self.producers, division.inputs[1])
         total = self._made_by(found.variable, "reduce_sum")
         kept = None if total is None else self._made_by(total.inputs[0], "select_n")
-        if exp is None or kept is None or len(kept.inputs) != 3:
+        if exp is None or total is None or kept is None or len(kept.inputs) != 3:
             return
         same = same_atom(kept.inputs[0], mask) and _is_zero(kept.inputs[1])
         if not same or self._made_by(kept.inputs[2], "exp") is not exp:

@@ -101,9 +101,9 @@ def test_between_two_sentences_counts_as_well():
     words = bound.Substitutions(
         jnp.zeros((1, 1)), jnp.ones((1, 1, 1)), jnp.ones((1, 1), bool), 1
     )
-    fn = lambda x: jnp.sin(jnp.pi * x[0])  # noqa: E731
+    fn = lambda x: (x[0] - 0.5) ** 2  # noqa: E731
     got = bound.lipschitz(fn)(words)
-    assert got[0] >= jnp.pi * (1 - 1e-6)
+    assert got[0] >= 1
     assert not bound.monotonicity(fn)(words).increasing.any()
 
 

@@ -62,10 +62,11 @@ def test_linear_bounds_unroll_and_ibp_does_not():
     names = [n.name for n in walk(looped, (ball,), "t", linear=True).graph.nodes]
     assert "scan" not in names and names.count("logistic") == 4
     loop = lambda x: looped(x)[0]  # noqa: E731
-    want = jax.jit(bound.crown_ibp(lambda x: step_by_step(x)[0]))(ball)
-    all_close(jax.jit(bound.crown_ibp(loop))(ball), want, rtol=1e-4, atol=1e-5)
-    planes = jax.jit(bound.linear_bounds(loop, method="forward"))(ball)
-    assert planes.lower_slope.shape == (3, 4, 2)
+    short = bound.Ball(X[:2], 0.1)
+    want = jax.jit(bound.crown_ibp(lambda x: step_by_step(x)[0]))(short)
+    all_close(jax.jit(bound.crown_ibp(loop))(short), want, rtol=1e-4, atol=1e-5)
+    planes = jax.eval_shape(bound.linear_bounds(loop, method="forward"), short)
+    assert planes.lower_slope.shape == (3, 2, 2)
 
 
 def test_what_no_set_reaches_in_a_loop_stays_what_it_is():
@@ -117,10 +118,10 @@ def test_bodies_hold_samples(name):
     if name in WITH_CALLS:
         call, shift = WITH_CALLS[name], jnp.array([0.3, -0.2])
         fn = lambda x: lax.scan(lambda c, r: (call(c + r - shift), c), x[0], x)  # noqa: E731
-    points = jax.random.uniform(jax.random.key(3), (200, 4, 2), minval=-0.4, maxval=0.4)
-    reached = jax.vmap(fn)(X[None] + points)
-    for method in (bound.ibp, bound.crown_ibp):
-        got = jax.jit(method(fn))(bound.Ball(X, 0.4))
+    points = jax.random.uniform(jax.random.key(3), (200, 2, 2), minval=-0.4, maxval=0.4)
+    reached = jax.jit(jax.vmap(fn))(X[None, :2] + points)
+    for method in (bound.ibp, bound.crown_ibp) if name != "nested" else (bound.ibp,):
+        got = jax.jit(method(fn))(bound.Ball(X[:2], 0.4))
         for low, high, value in zip(
             *map(jax.tree.leaves, (*got, reached)), strict=True
         ):

@@ -103,7 +103,7 @@ class NnxRecurrent(nnx.Module):
 
 def of_nnx(kind):
     graph, state = nnx.split(kind(nnx.Rngs(0)))
-    return lambda x: nnx.merge(graph, state)(x)
+    return lambda x: nnx.merge(graph, jax.tree.map(jnp.asarray, state))(x)
 
 
 def of_equinox():
@@ -154,12 +154,12 @@ def test_bounds_of_models_hold_samples(name):
     reached = jax.jit(jax.vmap(fn))(x[None] + 0.1 * jnp.clip(signs, -1, 1))
     found = jax.jit(lambda ball: [getattr(bound, m)(fn)(ball) for m in methods])(ball)
     for method, bounds in zip(methods, found, strict=True):
-        hold(bounds, reached, f"{name} {method}")
+        check_hold(bounds, reached, f"{name} {method}")
         rounding = 1e-6 * jnp.abs(found[0].upper)
         assert (bounds.upper <= found[0].upper + rounding).all()
 
 
-def hold(bounds, reached, what):
+def check_hold(bounds, reached, what):
     assert np.isfinite(bounds.lower).all() and np.isfinite(bounds.upper).all(), what
     assert (bounds.lower <= reached.min(0)).all(), what
     assert (bounds.upper >= reached.max(0)).all(), what
@@ -193,4 +193,4 @@ def test_weights_as_sets(name, leaf):
     reached = jax.jit(jax.vmap(sample))(keys, noise)
     for method in (bound.ibp, bound.crown):
         bounds = jax.jit(lambda sets, m=method: m(model.apply)(sets, x))(sets)
-        hold(bounds, reached, f"{name} {leaf}")
+        check_hold(bounds, reached, f"{name} {leaf}")

@@ -342,9 +342,9 @@ def test_a_set_of_width_zero_gives_the_value():
     ):
         found = bound.ibp(JOINT[name])(bound.Box(x, x))
         for end in found:
-            all_close(end, JOINT[name](x))
+            check_close(end, JOINT[name](x))
 
 
-def all_close(got, want):
+def check_close(got, want):
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)

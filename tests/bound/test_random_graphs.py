@@ -41,7 +41,7 @@ BINARY = [
 ]
 
 
-def program(seed, num_steps=7):
+def program(seed, num_steps=6):
     """A function of an array (3, 4), from steps drawn with a seed."""
     rng = np.random.default_rng(seed)
     plan = [
@@ -89,11 +89,11 @@ def check(seed, dtype, p):
             assert (value.max(0) <= high).all(), f"{method.__name__}: above"
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_float32(seed):
     check(seed, jnp.float32, jnp.inf)
 
 
-@pytest.mark.parametrize("seed", range(6, 10))
+@pytest.mark.parametrize("seed", range(6, 8))
 def test_float64(seed, x64):
     check(seed, jnp.float64, 2)
