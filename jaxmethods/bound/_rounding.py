@@ -129,12 +129,16 @@ def outward(bounds: Bounds, error: float) -> Bounds:
     that it stays below the value; likewise an upper end.
     """
     lower, upper = bounds
-    most = jnp.finfo(lower.dtype).max
+    info = jnp.finfo(lower.dtype)
     shrink, grow = 1 - error, 1 + error
-    return Bounds(
-        jnp.minimum(lower * _factor(lower, shrink, grow), most),
-        jnp.maximum(upper * _factor(upper, grow, shrink), -most),
-    )
+
+    # Where a relative error is no normal number, processors take it for 0.
+    def least(x: Any) -> Any:
+        return jnp.where(x == 0, 0, info.tiny).astype(x.dtype)
+
+    low = lower * _factor(lower, shrink, grow) - least(lower)
+    high = upper * _factor(upper, grow, shrink) + least(upper)
+    return Bounds(jnp.minimum(low, info.max), jnp.maximum(high, -info.max))
 
 
 def _factor(x: Any, positive: float, negative: float) -> Any:

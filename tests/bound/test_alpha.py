@@ -38,7 +38,7 @@ ACTIVATIONS = {
     "tanh": jnp.tanh,
     "softplus": jax.nn.softplus,
     "gelu": jax.nn.gelu,
-    "product": lambda x: x * x[::-1],
+    "product": lambda x: x * jax.nn.sigmoid(x[::-1]),
     "max": lambda x: jnp.maximum(x, x[::-1]),
 }
 

@@ -177,6 +177,16 @@ def test_vmap_over_sets_a_leaf_beside_another_set_and_shard_map():
     np.testing.assert_allclose(jax.jit(run)(stacked), want, rtol=1e-4)
 
 
+def test_a_counterexample_is_a_sentence_and_nothing_between_two():
+    one = jnp.ones((1, 1), bool)
+    s = bound.Substitutions(jnp.zeros((1, 1)), jnp.ones((1, 1, 1)), one, 1)
+    between = lambda x: jnp.stack([(x[0, 0] - 0.5) ** 2, 0.01 + 0 * x[0, 0]])  # noqa: E731
+    assert bound.verify(between, s, 0, time_limit=1.0).status != "falsified"
+    found = bound.verify(lambda x: jnp.stack([0.5 - x[0, 0], x[0, 0]]), s, 0)
+    assert found.status == "falsified"
+    np.testing.assert_array_equal(found.counterexample, s.candidates[0])
+
+
 def test_the_reference_sentence_with_all_its_candidates(shared, x64):
     with np.load(shared / "goldens" / "26-auto-lirpa-synonym.npz") as g:
         valid = g["mask"] > 0
