@@ -17,7 +17,6 @@ added, so that they hold in float32 as in float64.
 from ._derivatives import Monotonicity as Monotonicity
 from ._derivatives import lipschitz as lipschitz
 from ._derivatives import monotonicity as monotonicity
-from ._extension import CustomBounds as CustomBounds
 from ._extension import custom_bounds as custom_bounds
 from ._extension import monotone as monotone
 from ._extension import s_shaped as s_shaped

@@ -161,10 +161,29 @@ def _solve(
         found, slopes = least_of_rows(flow, out, eye, choices, added, nudges)
         return found + bias, slopes
 
+    solution, best = _ascend(
+        lambda s: least(s, nudges)[0], (choices, multipliers), num_steps
+    )
+    row = jnp.argmin(best)
+    pull, slopes = jax.grad(
+        lambda n: (least(solution, n)[0][row], least(solution, n)[1]), has_aux=True
+    )(nudges)
+    margin = jnp.where(empty, jnp.inf, jnp.min(best))
+    slope = jax.tree.unflatten(
+        jax.tree.structure(region.placeholder), [s[row] for s in slopes]
+    )
+    point = lowest_point(region, slope)
+    return margin, _scores(flow, values, pull), jnp.min(rows(point)), point
+
+
+def _ascend(
+    least: Callable[[Any], Any], solution: Any, num_steps: int
+) -> tuple[Any, Any]:
+    """What gradient ascent ends with, and the best bound of each row on the way."""
     ascend = optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, num_steps, 0.05))
 
     def loss(solution: Any) -> tuple[Any, Any]:
-        found, _ = least(solution, nudges)
+        found = least(solution)
         return -jnp.sum(jnp.where(jnp.isfinite(found), found, 0)), found
 
     def step(carry: Any, _: Any) -> tuple[Any, None]:
@@ -177,20 +196,10 @@ def _solve(
         multipliers = jax.tree.map(lambda m: jnp.maximum(m, 0), moved[1])
         return ((choices, multipliers), state, jnp.maximum(best, found)), None
 
-    solution = (choices, multipliers)
-    worst = jnp.full(size, -jnp.inf, out.dtype)
+    worst = jnp.full_like(least(solution), -jnp.inf)
     carry = (solution, ascend.init(solution), worst)
     (solution, _, best), _ = jax.lax.scan(step, carry, length=num_steps)
-    row = jnp.argmin(best)
-    pull, slopes = jax.grad(
-        lambda n: (least(solution, n)[0][row], least(solution, n)[1]), has_aux=True
-    )(nudges)
-    margin = jnp.where(empty, jnp.inf, jnp.min(best))
-    slope = jax.tree.unflatten(
-        jax.tree.structure(region.placeholder), [s[row] for s in slopes]
-    )
-    point = lowest_point(region, slope)
-    return margin, _scores(flow, values, pull), jnp.min(rows(point)), point
+    return solution, best
 
 
 class _Side:

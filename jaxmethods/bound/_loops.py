@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core import (
+    Body,
     Graph,
     Node,
     Variable,
@@ -45,13 +46,8 @@ def interval_of_scan(
     num_consts, num_carry = scan_arity(node.equation)
     end = num_consts + num_carry
     avals = [v.aval for v in body.jaxpr.invars]
-    marks = [isinstance(x, Bounds) for x in operands]
-    while True:  # until what is carried is reached by nothing new
-        found = reached(body, marks)
-        grown = [a or b for a, b in zip(marks[num_consts:end], found, strict=False)]
-        if grown == marks[num_consts:end]:
-            break
-        marks[num_consts:end] = grown
+    start = [isinstance(x, Bounds) for x in operands]
+    marks = _reached_at_any_step(body, start, slice(num_consts, end))
 
     def typed(carry: Sequence[Any]) -> list[Any]:
         kinds = zip(carry, avals[num_consts:end], marks[num_consts:end], strict=True)
@@ -92,6 +88,19 @@ def interval_of_scan(
         reverse=params["reverse"],
     )
     return [x if isinstance(x, Bounds) else Bounds(x, x) for x in (*carry, *ys)]
+
+
+def _reached_at_any_step(
+    body: Body, marks: Sequence[bool], carried: slice
+) -> list[bool]:
+    """Which inputs of a body a set reaches, once what is carried is reached by all."""
+    marks = list(marks)
+    while True:
+        found = reached(body, marks)
+        grown = [a or b for a, b in zip(marks[carried], found, strict=False)]
+        if grown == marks[carried]:
+            return marks
+        marks[carried] = grown
 
 
 def _typed(x: Any, aval: Any, is_reached: bool) -> Any:

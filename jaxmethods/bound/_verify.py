@@ -124,8 +124,8 @@ def verifying(
         >>> from jaxmethods.bound import Ball
         >>> fn = lambda x: jnp.array([[1.0, 2.0], [2.0, 1.0]]) @ jnp.abs(x)
         >>> steps = verifying(fn, Ball(jnp.array([0.1, 2.0]), 0.9), 0)
-        >>> [verdict.method for verdict in steps][-1]
-        'crown'
+        >>> [verdict.status for verdict in steps][-1]
+        'verified'
     """
     if not is_set(region):
         raise ValueError(

@@ -46,5 +46,6 @@ from ._softmaxes import match_softmax as match_softmax
 from ._source import missing_rule as missing_rule
 from ._source import source_line as source_line
 from ._versions import ANNOTATED as ANNOTATED
+from ._versions import Body as Body
 from ._versions import as_body as as_body
 from ._versions import scan_arity as scan_arity
