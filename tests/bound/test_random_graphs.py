@@ -89,11 +89,11 @@ def check(seed, dtype, p):
             assert (value.max(0) <= high).all(), f"{method.__name__}: above"
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_float32(seed):
     check(seed, jnp.float32, jnp.inf)
 
 
-@pytest.mark.parametrize("seed", range(6, 8))
+@pytest.mark.parametrize("seed", range(6, 7))
 def test_float64(seed, x64):
     check(seed, jnp.float64, 2)
