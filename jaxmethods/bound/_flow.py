@@ -13,7 +13,7 @@ from ._interval import absolute, interval
 from ._loops import interval_of_scan
 from ._planes import Family, Lines, Planes, Prepared, constant, signed
 from ._relaxations import relax
-from ._rounding import largest, num_terms, unit
+from ._rounding import largest, num_terms, underflow, unit
 from ._sets import Bounds
 from ._settled import Settled
 from ._trace import Region
@@ -118,7 +118,7 @@ def prepare_backward(flow: Flow, node: Node) -> None:
     bounds = [flow.bounds[v] for v in node.outputs]
     if len(node.outputs) > 1:  # their intervals stand for them
         for v in floating_outputs(node):
-            flow.magnitudes[v] = constant(flow.bounds[v]).terms, unit(16, v.dtype)
+            _note(flow, v, constant(flow.bounds[v]).terms, unit(16, v.dtype))
         return
     found = relax(node, operands(flow, node), bounds)
     members: list[Any] = [found]
@@ -132,7 +132,7 @@ def prepare_backward(flow: Flow, node: Node) -> None:
     inputs = [flow.bounds[v] for v in floating(node)]
     terms = functools.reduce(jnp.maximum, (m.magnitude(inputs) for m in members))
     error = unit(out.aval.size, out.dtype) + unit(16, out.dtype)
-    flow.magnitudes[out] = jax.lax.stop_gradient(terms), error
+    _note(flow, out, terms, error)
     flow.relaxations[node] = prepared(flow, node, members[0])
 
 
@@ -168,8 +168,13 @@ def magnitude_of_inputs(flow: Flow) -> None:
     """Notes the inputs' own magnitudes, before any node's."""
     size = sum(v.aval.size for v in flow.graph.inputs)
     for v in flow.graph.inputs:
-        terms = jax.lax.stop_gradient(largest(flow.bounds[v]))
-        flow.magnitudes[v] = terms, unit(size, v.dtype)
+        _note(flow, v, largest(flow.bounds[v]), unit(size, v.dtype))
+
+
+def _note(flow: Flow, v: Variable, terms: Any, error: float) -> None:
+    """Notes a magnitude, with room for what some underflows may lose."""
+    terms = jnp.maximum(terms, 8 * underflow(v.dtype) / error)
+    flow.magnitudes[v] = jax.lax.stop_gradient(terms), error
 
 
 def _magnitude_of_affine(flow: Flow, node: Node) -> None:
@@ -181,4 +186,4 @@ def _magnitude_of_affine(flow: Flow, node: Node) -> None:
     error = max(error for _, error in found)
     for out, t in zip(node.outputs, terms, strict=True):
         error_out = error + unit(num_terms(node), out.dtype)
-        flow.magnitudes[out] = jax.lax.stop_gradient(t), error_out
+        _note(flow, out, t, error_out)

@@ -85,6 +85,15 @@ def unit(num_terms: float, dtype: Any) -> float:
     return float(jnp.finfo(dtype).eps) * min(num_terms, 4 * math.sqrt(num_terms))
 
 
+def underflow(dtype: Any) -> float:
+    """What a result of any size may lose: numbers that are not normal are taken for 0.
+
+    Processors compute half precision in a wider dtype, and keep such numbers.
+    """
+    info = jnp.finfo(dtype)
+    return float(info.smallest_subnormal if dtype == jnp.float16 else info.tiny)
+
+
 # Operations whose outputs are sums of many operands.
 SUMS = frozenset(
     {
@@ -132,9 +141,8 @@ def outward(bounds: Bounds, error: float) -> Bounds:
     info = jnp.finfo(lower.dtype)
     shrink, grow = 1 - error, 1 + error
 
-    # Where a relative error is no normal number, processors take it for 0.
     def least(x: Any) -> Any:
-        return jnp.where(x == 0, 0, info.tiny).astype(x.dtype)
+        return jnp.where(x == 0, 0, underflow(x.dtype)).astype(x.dtype)
 
     low = lower * _factor(lower, shrink, grow) - least(lower)
     high = upper * _factor(upper, grow, shrink) + least(upper)

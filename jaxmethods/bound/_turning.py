@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from functools import reduce
 from typing import Any
 
 import jax.numpy as jnp
@@ -49,8 +50,8 @@ def quotient(node: Node, x: Any, y: Any) -> Bounds:
     if isinstance(y, Bounds):
         _check_divisor(node, (y.lower > 0) | (y.upper < 0))
     corners = itertools.product((low[0], high[0]), (low[1], high[1]))
-    found = jnp.stack([node.evaluate(a, b)[0] for a, b in corners])
-    return without_nan(Bounds(jnp.min(found, 0), jnp.max(found, 0)))
+    found = [node.evaluate(a, b)[0] for a, b in corners]
+    return without_nan(Bounds(reduce(jnp.minimum, found), reduce(jnp.maximum, found)))
 
 
 def sine(node: Node, x: Bounds) -> Bounds:
@@ -100,11 +101,12 @@ def angle(node: Node, y: Any, x: Any) -> Bounds:
     """atan2(y, x): extreme at corners, unless the interval meets its cut x <= 0 = y."""
     (y_low, x_low), (y_high, x_high) = ends((y, x), 0), ends((y, x), 1)
     corners = itertools.product((y_low, y_high), (x_low, x_high))
-    found = jnp.stack([node.evaluate(a, b)[0] for a, b in corners])
+    found = [node.evaluate(a, b)[0] for a, b in corners]
+    least, most = reduce(jnp.minimum, found), reduce(jnp.maximum, found)
     cut = (x_low <= 0) & (y_low <= 0) & (y_high >= 0)
     return Bounds(
-        jnp.where(cut, -np.pi, jnp.min(found, 0)).astype(found.dtype),
-        jnp.where(cut, np.pi, jnp.max(found, 0)).astype(found.dtype),
+        jnp.where(cut, -np.pi, least).astype(least.dtype),
+        jnp.where(cut, np.pi, most).astype(most.dtype),
     )
 
 

@@ -17,8 +17,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..core import Node
+from ._materialized import materialized
 from ._planes import Family, Lines, between
 from ._products import without_nan
 from ._rounding import largest, unit
@@ -62,7 +64,8 @@ class Wedges(NamedTuple):
 def interval(node: Node, x: Bounds) -> Bounds:
     """The interval of a node "univariate"."""
     fn = node.params["function"]
-    return meet(fn.value(x), range_in(wedges(fn, x)))
+    found = meet(fn.value(x), range_in(wedges(fn, x)))
+    return Bounds(*map(materialized, found))
 
 
 def relax(node: Node, x: Bounds, bounds: Bounds) -> Family:
@@ -80,30 +83,44 @@ def wedges(fn: Univariate, x: Bounds) -> Wedges:
     points = jnp.concatenate([points, x.upper[None]])
     a, b = points[:-1], points[1:]
 
-    # Mapped over the cells values are traced: leaving a domain there gives infinity,
-    # and not the error that leaving it in the whole interval deserves.
-    def over(extension: Any, low: Any, high: Any) -> Bounds:
-        return without_nan(jax.vmap(extension)(Bounds(low, high)))
-
     unknown = jnp.full_like(a, jnp.inf)
     slopes = Bounds(-unknown, unknown)
     if fn.slope is not None:
         # A derivative that may be infinite may belong to a pole, beyond which the
         # function starts anew.
-        found = over(fn.slope, a, b)
+        (found,) = _over(fn.slope, [Bounds(a, b)])
         smooth = jnp.isfinite(found.lower) & jnp.isfinite(found.upper)
         slopes = Bounds(*map(partial(jnp.where, smooth), found, slopes))
-    jump = jnp.zeros_like(a)
-    for threshold in fn.thresholds:
-        t = jnp.broadcast_to(jnp.asarray(threshold, a.dtype), x.lower.shape)
-        # Normal numbers: the next float of 0 is one that processors take for 0.
-        near = jnp.maximum(unit(1, a.dtype) * jnp.abs(t), jnp.finfo(a.dtype).tiny)
-        around = over(fn.value, (t - near)[None], (t + near)[None])
-        height = jax.lax.stop_gradient(around.upper - around.lower)
-        jump = jump + jnp.where((a <= t[None]) & (t[None] <= b), height, 0)
-    return Wedges(
-        points, over(fn.value, points, points), over(fn.value, a, b), slopes, jump
+    near = [_around(t, x.lower) for t in fn.thresholds]
+    values, inside, *jumps = _over(
+        fn.value, [Bounds(points, points), Bounds(a, b), *(at for _, at in near)]
     )
+    jump = jnp.zeros_like(a)
+    for (t, _), found in zip(near, jumps, strict=True):
+        height = jax.lax.stop_gradient(found.upper - found.lower)
+        jump = jump + jnp.where((a <= t[None]) & (t[None] <= b), height, 0)
+    return Wedges(points, values, inside, slopes, jump)
+
+
+def _around(threshold: Any, like: Any) -> tuple[Any, Bounds]:
+    """A constant as an array, and the interval (1, *shape) of numbers next to it."""
+    t = jnp.broadcast_to(jnp.asarray(threshold, like.dtype), like.shape)
+    # Normal numbers: the next float of 0 is one that processors take for 0.
+    near = jnp.maximum(unit(1, t.dtype) * jnp.abs(t), jnp.finfo(t.dtype).tiny)
+    return t, Bounds((t - near)[None], (t + near)[None])
+
+
+def _over(extension: Any, cells: list[Bounds]) -> list[Bounds]:
+    """Values of an interval extension on some stacks of intervals, (cells, *shape).
+
+    Mapped over the cells values are traced: leaving a domain there gives infinity, and
+    not the error that leaving it in the whole interval deserves.
+    """
+    sizes = np.cumsum([len(c.lower) for c in cells])[:-1]
+    joined = Bounds(*(materialized(jnp.concatenate(end)) for end in zip(*cells, strict=True)))
+    found = without_nan(jax.vmap(extension)(joined))
+    ends = (jnp.split(materialized(end), sizes) for end in found)
+    return [Bounds(*pair) for pair in zip(*ends, strict=True)]
 
 
 def negated(w: Wedges) -> Wedges:

@@ -85,6 +85,15 @@ def test_sound_in_float32(name, lower, width):
     check_sound(FUNCTIONS[name], RUNS[name], lower, upper)
 
 
+def test_sound_where_numbers_underflow():
+    """A coefficient times the smallest normal number: processors may give 0."""
+    small = np.finfo(np.float32).tiny
+    lower = np.float32([[small, -small, 0.5, 1e-30], [0, 1e-30, small, -1.9]])
+    upper = np.float32([[small, 2.0, 0.501, 1e-30], [2.0, 1e-30, small, 0.1]])
+    for low, high in zip(lower, upper, strict=True):
+        check_sound(FUNCTIONS["rms"], RUNS["rms"], low, high)
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_sound_in_float64(name, x64):
     rng = np.random.default_rng(1)
