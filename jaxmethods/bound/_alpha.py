@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ..core import Node, Variable, is_affine
-from ._backward import backward_from, least_value
+from ..core import Variable, is_affine
+from ._backward import backward_from, least_value, nodes_below
 from ._flow import (
     Flow,
     floating,
@@ -132,18 +132,10 @@ class _Problem:
         score = jnp.zeros(v.shape, v.dtype)
         for node in self._flow.graph.nodes:
             if v in node.variables and node in self._flow.families:
-                score = score + self._gap(node, v)
+                lines, x = self._flow.families[node].first(), self._flow.bounds[v]
+                apart = isinstance(lines, Lines)
+                score = score + (lines.gap(x) if apart else x.upper - x.lower)
         return jax.lax.top_k(jax.lax.stop_gradient(score).reshape(-1), num_rows)[1]
-
-    def _gap(self, node: Node, v: Variable) -> Any:
-        """How far the two lines of a node are apart in the middle of the interval."""
-        lines = self._flow.families[node].first()
-        x = self._flow.bounds[v]
-        if hasattr(lines, "upper_slope"):
-            middle = (x.lower + x.upper) / 2
-            slope = lines.upper_slope - lines.lower_slope
-            return slope * middle + lines.upper_bias - lines.lower_bias
-        return x.upper - x.lower
 
     def initial(self) -> Any:
         """The choices of `crown`: for the values inside both sides, for the outputs."""
@@ -204,13 +196,8 @@ def _ones(flow: Flow, v: Variable) -> Any:
 
 def places_below(flow: Flow, v: Variable) -> list[int]:
     """The places of the nodes with choices that a value depends on."""
-    needed, found = {v}, []
-    for i, node in reversed(list(enumerate(flow.graph.nodes))):
-        if not needed.isdisjoint(node.outputs):
-            needed.update(node.variables)
-            if node in flow.families:
-                found.append(i)
-    return found
+    below = set(nodes_below(flow, v)) & set(flow.families)
+    return [i for i, node in enumerate(flow.graph.nodes) if node in below]
 
 
 def initial_choices(flow: Flow, nodes: Sequence[int], num: int) -> Choices:

@@ -166,18 +166,32 @@ def least_value(flow: Flow, state: Pass) -> Any:
     return state.bias - state.slack + flow.region.minimum(state.rows)
 
 
-def proven(flow: Flow, start: Variable, side: str) -> Bounds:
+def proven(flow: Flow, start: Variable, side: str, first: Rows | None = None) -> Bounds:
     """The interval of `start` that backward passes prove.
 
     A second pass is made where one of the nodes below it has an alternative.
+
+    Args:
+        flow: As for `backward`.
+        start: As for `backward`.
+        side: As for `backward`.
+        first: Rows of `start` to bound; all of its entries if None.
+
+    Returns:
+        Bounds of the shape of `start`, or one a row where rows were given.
     """
-    found = concretize(flow, backward(flow, start, side), start, side)
+    shape = start.shape if first is None else (-1,)
+    first = _every_entry(flow, start, side) if first is None else first
+
+    def by(relaxations: Mapping[Node, Prepared]) -> Bounds:
+        state = backward_from(flow, start, first, relaxations, split=side == "both")
+        ends = _concretized(flow, state, start.dtype, side)
+        return Bounds(*(end.reshape(shape) for end in ends))
+
+    found = by(flow.relaxations)
     if not any(node in flow.alternatives for node in nodes_below(flow, start)):
         return found
-    relaxations = {**flow.relaxations, **flow.alternatives}
-    first = _every_entry(flow, start, side)
-    state = backward_from(flow, start, first, relaxations, split=side == "both")
-    return meet(found, concretize(flow, state, start, side))
+    return meet(found, by({**flow.relaxations, **flow.alternatives}))
 
 
 def nodes_below(flow: Flow, v: Variable) -> Iterator[Node]:
@@ -189,22 +203,20 @@ def nodes_below(flow: Flow, v: Variable) -> Iterator[Node]:
             yield node
 
 
-def concretize(flow: Flow, state: Pass, start: Variable, side: str) -> Bounds:
-    """The interval of `start` that a pass proves; infinite on a side not asked for."""
-    least = _narrowed(least_value(flow, state), start.dtype)
-    missing = jnp.full(start.shape, jnp.inf, start.dtype)
+def _concretized(flow: Flow, state: Pass, dtype: Any, side: str) -> Bounds:
+    """The interval of each row, (R,); infinite on a side not asked for."""
+    least = _narrowed(least_value(flow, state), dtype)
+    missing = jnp.full_like(least, jnp.inf)
     if side == "lower":
-        return Bounds(least.reshape(start.shape), missing)
+        return Bounds(least, missing)
     if side == "upper":
-        return Bounds(-missing, -least.reshape(start.shape))
+        return Bounds(-missing, -least)
     if state.parted:
         lower, upper = jnp.split(least, 2)
-    else:
-        opposite = {v: negated(r) for v, r in state.rows.items()}
-        lower = least
-        upper = -state.bias - state.slack + flow.region.minimum(opposite)
-        upper = _narrowed(upper, start.dtype)
-    return Bounds(lower.reshape(start.shape), -upper.reshape(start.shape))
+        return Bounds(lower, -upper)
+    opposite = {v: negated(r) for v, r in state.rows.items()}
+    upper = -state.bias - state.slack + flow.region.minimum(opposite)
+    return Bounds(least, -_narrowed(upper, dtype))
 
 
 def _narrowed(least: Any, dtype: Any) -> Any:

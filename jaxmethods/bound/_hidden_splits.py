@@ -21,10 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ..core import Graph, Node, Variable, is_affine
+from ..core import Graph, Variable, is_affine
 from ._alpha import initial_choices, least_of_rows, places_below
 from ._counterexample import lowest_point
 from ._flow import Flow, floating, magnitude_of_inputs, prepare_backward, start, visit
+from ._needed import kink
 from ._planes import Lines
 from ._rounding import unit
 from ._sets import Bounds, Set
@@ -116,15 +117,10 @@ def _splittable(graph: Graph) -> list[Variable]:
 
 
 def _kink(flow: Flow, v: Variable) -> Any:
-    """Where the operation that reads a value has its kink; NaN where it has none."""
-    for node in flow.graph.nodes:
-        if v in node.variables and node.name in ("abs", "leaky_relu"):
-            return jnp.zeros(v.shape, v.dtype)
-        if v in node.variables and node.name in ("max", "min"):
-            constants = [a for a in node.inputs if not isinstance(a, Variable)]
-            if constants:
-                return jnp.broadcast_to(jnp.asarray(constants[0], v.dtype), v.shape)
-    return jnp.full(v.shape, jnp.nan, v.dtype)
+    """Where an operation that reads a value has its kink; NaN where none has one."""
+    readers = [n for n in flow.graph.nodes if v in n.variables and not is_affine(n)]
+    found = [at for at in (kink(node, v) for node in readers) if at is not None]
+    return found[0] if found else jnp.full(v.shape, jnp.nan, v.dtype)
 
 
 def _solve(
@@ -249,13 +245,7 @@ def _scores(flow: Flow, values: list[Variable], slopes: dict[int, Any]) -> Any:
     for i, slope in slopes.items():
         node = flow.graph.nodes[i]
         (v,) = floating(node)
-        scores[v] = scores[v] + jnp.abs(slope) * _gap(flow, node, v)
+        gap = flow.families[node].first().gap(flow.bounds[v])
+        gap = jnp.where(jnp.isfinite(gap), jnp.maximum(gap, 0), 0)
+        scores[v] = scores[v] + jnp.abs(slope) * gap
     return _flat([scores[v] for v in values])
-
-
-def _gap(flow: Flow, node: Node, v: Variable) -> Any:
-    lines = flow.families[node].first()
-    middle = (flow.bounds[v].lower + flow.bounds[v].upper) / 2
-    slope = lines.upper_slope - lines.lower_slope
-    gap = slope * middle + lines.upper_bias - lines.lower_bias
-    return jnp.where(jnp.isfinite(gap), jnp.maximum(gap, 0), 0)

@@ -37,6 +37,11 @@ class Lines(NamedTuple):
         bias = jnp.maximum(jnp.abs(self.lower_bias), jnp.abs(self.upper_bias))
         return slope * largest(x) + bias
 
+    def gap(self, x: Bounds) -> Any:
+        """How far the two lines are apart in the middle of an interval."""
+        slope = self.upper_slope - self.lower_slope
+        return slope * (x.lower + x.upper) / 2 + self.upper_bias - self.lower_bias
+
 
 class SignedLines(NamedTuple):
     """Lines as a backward pass applies them, v middle + |v| half for a coefficient v.

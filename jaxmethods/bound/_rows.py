@@ -1,8 +1,9 @@
 """Coefficients of linear functions of one value.
 
 A row is one linear function. Rows are `Dense`, an array (R, *shape); `Diagonal`, one
-row an entry of the value, where a pass starts from every entry; or `Patches`, where the
-entries are those of a feature map and each row reads a small window. All of them have
+row an entry of the value, where a pass starts from every entry; `Entries`, the same
+where it starts from some of them; or `Patches`, where the entries are those of a
+feature map and each row reads a small window. All of them have
 
 - `flat`, the coefficients with as few axes as possible: XLA's CPU backend takes 15
   times longer to sum over three axes than over one of the same size,
@@ -13,6 +14,7 @@ entries are those of a feature map and each row reads a small window. All of the
   coefficients, as where a pass comes from weights.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -21,7 +23,7 @@ import jax.numpy as jnp
 
 from ._patches import Patches
 
-Kind = TypeVar("Kind", bound="Dense | Diagonal | Patches")
+Kind = TypeVar("Kind", bound="Dense | Diagonal | Entries | Patches")
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,48 @@ class Diagonal:
         return square.reshape(flat.size, *self.values.shape)
 
 
-Rows = Dense | Diagonal | Patches
+@dataclass(frozen=True)
+class Entries:
+    """A row for some entries of a value.
+
+    Attributes:
+        values: The coefficient of each, (R,).
+        index: Their places in the flattened value, (R,) integers.
+        shape: The shape of the value.
+    """
+
+    values: Any
+    index: Any
+    shape: tuple[int, ...]
+
+    @property
+    def flat(self) -> Any:
+        """The coefficients (R,)."""
+        return self.values
+
+    def spread(self, x: Any) -> Any:
+        """An array (R,)."""
+        return x.reshape(-1)[self.index]
+
+    def collect(self, x: Any, fold: Callable[..., Any] = jnp.sum) -> Any:
+        """Nothing to fold: each row reads one entry."""
+        del fold
+        return x
+
+    def inner(self, x: Any) -> Any:
+        """The product of each row with a value: (R,)."""
+        return self.values * self.spread(x)
+
+    inner_shared = inner
+
+    def dense(self) -> Any:
+        """The coefficients (R, *shape)."""
+        place = jnp.arange(math.prod(self.shape))[None]
+        rows = jnp.where(self.index[:, None] == place, self.values[:, None], 0)
+        return rows.reshape(-1, *self.shape)
+
+
+Rows = Dense | Diagonal | Entries | Patches
 
 
 def with_flat(rows: Kind, flat: Any) -> Kind:

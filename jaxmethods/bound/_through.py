@@ -14,7 +14,7 @@ from ._convolution import is_plain_convolution, transposed_convolution
 from ._materialized import materialized
 from ._patches import Patches
 from ._planes import Planes, SignedLines
-from ._rows import Dense, Diagonal, Rows, absolute, negated, with_flat
+from ._rows import Dense, Diagonal, Entries, Rows, absolute, negated, with_flat
 
 # Elementwise: the derivative of each output in its own entry alone.
 ELEMENTWISE = frozenset(
@@ -64,14 +64,14 @@ def _short_cut(node: Node, rows: Rows) -> list[Rows] | None:
     alike = all((v.shape, v.dtype) == (out.shape, out.dtype) for v in variables)
     if node.name in ELEMENTWISE and alike:
         return [_scaled(node, rows, i) for i in range(len(variables))]
-    if isinstance(rows, Diagonal):
-        return _diagonal_through(node, rows)
+    if isinstance(rows, Diagonal | Entries):
+        return _single_entries_through(node, rows)
     if node.name in RESHAPED:
         found = patches.reshaped(rows, variables[0].shape)
         return None if found is None else [found]
     if node.name == "transpose":
         return [patches.transposed(rows, node.params["permutation"])]
-    if _is_local(node):
+    if is_local(node):
         found = patches.through_convolution(node, rows)
         covers = math.prod(found.window) >= math.prod(found.sizes)
         return [Dense(found.dense()) if covers else found]
@@ -89,27 +89,29 @@ def _scaled(node: Node, rows: Rows, position: int) -> Rows:
     return with_flat(rows, rows.flat * rows.spread(factor))
 
 
-def _diagonal_through(node: Node, rows: Diagonal) -> list[Rows] | None:
+def _single_entries_through(node: Node, rows: Diagonal | Entries) -> list[Rows] | None:
     variable = node.variables[0]
     if node.name in RESHAPED and variable.aval.size == node.outputs[0].aval.size:
+        if isinstance(rows, Entries):
+            return [replace(rows, shape=variable.shape)]
         return [Diagonal(rows.values.reshape(variable.shape))]
     if node.name == "dot_general":
         return _weights(node, rows)
-    if _is_local(node):
+    if isinstance(rows, Diagonal) and is_local(node):
         found = patches.from_convolution(node, rows.values)
         if math.prod(found.window) < math.prod(found.sizes):
             return [found]
     return None
 
 
-def _is_local(node: Node) -> bool:
+def is_local(node: Node) -> bool:
     """Whether a node is a plain convolution of a single image."""
     if not is_plain_convolution(node):
         return False
     return node.inputs[0].shape[node.params["dimension_numbers"].lhs_spec[0]] == 1
 
 
-def _weights(node: Node, rows: Diagonal) -> list[Rows] | None:
+def _weights(node: Node, rows: Diagonal | Entries) -> list[Rows] | None:
     """The rows of a matrix product whose variable operand is contracted entirely."""
     contracted, batch = node.params["dimension_numbers"]
     side = 0 if isinstance(node.inputs[0], Variable) else 1
@@ -120,10 +122,10 @@ def _weights(node: Node, rows: Diagonal) -> list[Rows] | None:
     mine, theirs = contracted[side], contracted[1 - side]
     kept = [i for i in range(weights.ndim) if i not in theirs]
     order = [theirs[mine.index(i)] for i in range(len(variable.shape)) if i in mine]
-    matrix = weights.transpose(*kept, *order)
-    count = rows.values.size
-    values = rows.values.reshape(count, *[1] * len(variable.shape))
-    return [Dense(values * matrix.reshape(count, *variable.shape))]
+    matrix = weights.transpose(*kept, *order).reshape(-1, *variable.shape)
+    if isinstance(rows, Entries):
+        matrix = matrix[rows.index]
+    return [Dense(rows.flat.reshape(-1, *[1] * len(variable.shape)) * matrix)]
 
 
 def through_lines(lines: SignedLines, rows: Rows) -> tuple[Rows, Any]:
@@ -137,7 +139,7 @@ def through_lines(lines: SignedLines, rows: Rows) -> tuple[Rows, Any]:
 
 def part_at_lines(lines: SignedLines, rows: Rows) -> tuple[Rows, Any]:
     """`through_lines` of the rows and of the rows negated, one behind the other."""
-    if isinstance(rows, Diagonal):
+    if isinstance(rows, Diagonal | Entries):
         rows = Dense(rows.dense())
     size = absolute(rows)
     odd = rows.inner_shared(lines.bias_middle)

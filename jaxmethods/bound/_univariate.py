@@ -117,7 +117,9 @@ def _over(extension: Any, cells: list[Bounds]) -> list[Bounds]:
     not the error that leaving it in the whole interval deserves.
     """
     sizes = np.cumsum([len(c.lower) for c in cells])[:-1]
-    joined = Bounds(*(materialized(jnp.concatenate(end)) for end in zip(*cells, strict=True)))
+    joined = Bounds(
+        *(materialized(jnp.concatenate(end)) for end in zip(*cells, strict=True))
+    )
     found = without_nan(jax.vmap(extension)(joined))
     ends = (jnp.split(materialized(end), sizes) for end in found)
     return [Bounds(*pair) for pair in zip(*ends, strict=True)]

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 from ..core import Variable, is_affine
-from ._backward import proven
 from ._flow import (
     Flow,
     floating,
@@ -14,6 +13,7 @@ from ._flow import (
     visit,
 )
 from ._forward import Forward
+from ._needed import refine
 from ._sets import meet
 from ._trace import trace
 
@@ -39,8 +39,7 @@ def walk(
         if refined is not None and not is_affine(node):
             for v in floating(node):
                 if v not in flow.settled:
-                    found = proven(flow, v, "both")
-                    flow.bounds[v] = meet(flow.bounds[v], found)
+                    flow.bounds[v] = meet(flow.bounds[v], refine(flow, v))
                     flow.settled.add(v)
                     refined.append(v)
         visit(flow, known, node)

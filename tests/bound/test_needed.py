@@ -1,0 +1,97 @@
+"""Backward passes for undecided entries alone: the same bounds, mapped or not."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+from jax.test_util import check_grads
+
+from jaxmethods import bound
+from jaxmethods.bound import _needed as needed
+
+RNG = np.random.default_rng(0)
+SIZES = (5, 70, 40, 3)  # neither a multiple of the rows of a step
+WEIGHTS = [
+    jnp.asarray(RNG.normal(size=shape) / shape[0] ** 0.5, jnp.float32)
+    for shape in itertools.pairwise(SIZES)
+]
+X = jnp.asarray(RNG.normal(size=(8, SIZES[0])), jnp.float32)
+ACTIVATIONS = {
+    "relu": jax.nn.relu,
+    "two readers": lambda x: jnp.abs(x) + jnp.clip(x, -0.5, 0.25),
+    "a smooth reader": lambda x: jax.nn.relu(x) + jnp.tanh(x),
+}
+
+
+def net(weights, x, act=jax.nn.relu):
+    for w in weights[:-1]:
+        x = act(x @ w + 0.1)
+    return x @ weights[-1]
+
+
+def lower(weights, x, eps, act=jax.nn.relu):
+    fn = lambda x: net(weights, x, act)  # noqa: E731
+    return bound.crown(fn)(bound.Ball(x, eps)).lower
+
+
+@pytest.fixture(scope="module")
+def batched():
+    return jax.jit(jax.vmap(lower, (None, 0, None)))
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_as_tight_as_passes_from_every_entry(act, x64, monkeypatch):
+    weights, x = jax.tree.map(lambda a: a.astype(float), (WEIGHTS, X[:2]))
+    run = lambda: jax.jit(jax.vmap(lambda x: lower(weights, x, 0.1, ACTIVATIONS[act])))  # noqa: E731
+    some = run()(x)
+    monkeypatch.setattr(needed, "_ROWS", 10**9)
+    every = run()(x)
+    width = jax.vmap(lambda x: net(weights, x, ACTIVATIONS[act]))(x) - every
+    # Entries whose interval decides them keep it, which a later interval may feel.
+    assert (np.abs(some - every) <= 1e-6 * width).all()
+
+
+def test_mapped_over_examples_the_branch_stays_a_branch():
+    run = jax.vmap(jax.vmap(lower, (None, 0, None)), (None, 0, None))
+    jaxpr = str(jax.make_jaxpr(run)(WEIGHTS, X.reshape(2, 4, -1), 0.1))
+    assert "cond[" in jaxpr
+
+
+def test_composes(batched):
+    got = batched(WEIGHTS, X, 0.1)
+    one_by_one = jnp.stack([jax.jit(lower)(WEIGHTS, x, 0.1) for x in X[:2]])
+    np.testing.assert_allclose(got[:2], one_by_one, rtol=1e-5, atol=1e-5)
+    twice = jax.vmap(jax.vmap(lower, (None, 0, None)), (None, 0, None))
+    nested = jax.jit(twice)(WEIGHTS, X.reshape(2, 4, -1), 0.1).reshape(8, -1)
+    np.testing.assert_allclose(got, nested, rtol=1e-5, atol=1e-5)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    one_each = jax.shard_map(
+        lambda x: jax.vmap(lower, (None, 0, None))(WEIGHTS, x, 0.1),
+        mesh=mesh,
+        in_specs=P("data"),
+        out_specs=P("data"),
+    )
+    np.testing.assert_allclose(got, jax.jit(one_each)(X), rtol=1e-5, atol=1e-5)
+
+
+def test_an_example_that_needs_few_rows_beside_one_that_needs_all(batched):
+    eps = jnp.array([0.0, 10.0])
+    both = jax.jit(jax.vmap(lower, (None, 0, 0)))(WEIGHTS, X[:2], eps)
+    np.testing.assert_allclose(
+        both[0], batched(WEIGHTS, X[:2], 0.0)[0], rtol=1e-4, atol=1e-4
+    )
+    assert (both[0] <= net(WEIGHTS, X[0])).all()
+    points = X[1:2] + RNG.uniform(-10, 10, (200, SIZES[0]))
+    assert (both[1] <= net(WEIGHTS, points).min(0)).all()
+
+
+def test_gradients_are_those_of_finite_differences(x64):
+    weights, x = jax.tree.map(lambda a: a.astype(float), (WEIGHTS, X[:2]))
+
+    def total(weights, x, eps):
+        return jax.vmap(lower, (None, 0, None))(weights, x, eps).sum()
+
+    check_grads(jax.jit(total), (weights, x, 0.1), 1, eps=1e-6, rtol=1e-4)
