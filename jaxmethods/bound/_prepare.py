@@ -35,17 +35,6 @@ from ._merge import merge_specifications
 from ._relaxations import has_lines
 from ._univariate import Univariate
 
-_COMPOSITES = (
-    "gelu",
-    "gelu_tanh",
-    "silu",
-    "softplus",
-    "selu",
-    "celu",
-    "elu",
-    "leaky_relu",
-    "hard_tanh",
-)
 _BROADCASTING = frozenset({"div", "max", "min", "mul", "pow", "select_n"})
 
 
@@ -92,7 +81,7 @@ def _with_derivative(node: Node) -> Node:
 def _simplified(graph: Graph) -> Graph:
     graph = finite_masks(match_softmax(without_repeats(graph)))
     graph = match_normalizations(graph)
-    graph = match_patterns(graph, [PATTERNS[name] for name in _COMPOSITES])
+    graph = match_patterns(graph, PATTERNS.values())
     nodes: list[Node] = []
     for node in graph.nodes:
         for piece in _rewritten(node):

@@ -129,7 +129,7 @@ class _Matcher:
                 return None
             inner, name, gain = step
             if gain is not None:
-                gains.append((name, _laid_out(gain, moves)))
+                gains.append((name, _spread(gain, moves)))
             if name == "inverse":
                 is_inverse = False
             node = self._maker(inner)
@@ -156,37 +156,40 @@ class _Matcher:
         self, value: Variable, moves: list[Node], shape: Shape
     ) -> _Squares | None:
         """Reads scale * sum(y^2) + eps, and where its entries go."""
+        behind = self._behind(value, moves)
+        if behind is None or behind.scale <= 0:
+            return None
+        is_sum = behind.node.name == "reduce_sum"
+        read = self._sum_of_squares if is_sum else self._fast_variance
+        found = read(behind.node)
+        if found is None:
+            return None
+        indices = np.broadcast_to(_laid_out(found.indices, behind.moves), shape)
+        scale = found.scale * behind.scale
+        return found._replace(scale=scale, eps=behind.eps, indices=indices)
+
+    def _behind(self, value: Variable, moves: Sequence[Node] = ()) -> "_Behind | None":
+        """Follows a value through moves and affine steps to a sum or difference."""
         moves = list(moves)
-        scale, eps, clipped = 1.0, 0.0, False
+        scale, eps, clips = 1.0, 0.0, False
         while True:
             node = self._maker(value)
             if node is None:
                 return None
+            if node.name in ("sub", "reduce_sum"):
+                return _Behind(node, moves, scale, eps, clips)
             if is_move(node):
                 moves.insert(0, node)
                 value = node.inputs[0]
                 continue
-            if node.name == "sub":
-                found = self._fast_variance(node)
-                break
-            if node.name == "reduce_sum":
-                found = self._sum_of_squares(node)
-                break
             step = _affine_step(node)
-            if step is None or (clipped and step.added is not None):
+            if step is None or (clips and step.added is not None):
                 return None
-            clipped = clipped or step.clips
+            clips = clips or step.clips
             if step.added is not None:
                 eps = eps + scale * step.added
             scale *= step.factor
             value = step.inner
-        if found is None or scale <= 0:
-            return None
-        indices = found.indices
-        for node in moves:
-            indices = moved(node, indices)
-        indices = np.broadcast_to(indices, shape)
-        return found._replace(scale=found.scale * scale, eps=eps, indices=indices)
 
     def _sum_of_squares(self, total: Node) -> _Squares | None:
         square = self._maker(total.inputs[0])
@@ -225,33 +228,20 @@ class _Matcher:
         self, value: Variable, out_shape: Shape
     ) -> tuple[Variable, Shape, Shape, np.ndarray] | None:
         """What a value holds the means of: a flat source, its groups, and which."""
-        moves: list[Node] = []
-        scale = 1.0
-        while True:
-            node = self._maker(value)
-            if node is None:
-                return None
-            if is_move(node):
-                moves.insert(0, node)
-                value = node.inputs[0]
-                continue
-            if node.name == "reduce_sum":
-                break
-            step = _affine_step(node)
-            if step is None or step.added is not None or step.clips:
-                return None
-            scale *= step.factor
-            value = step.inner
+        behind = self._behind(value)
+        if behind is None or behind.node.name != "reduce_sum":
+            return None
+        if behind.clips or not _is_number(behind.eps, 0.0):
+            return None
+        node = behind.node
         shape = node.inputs[0].shape
         axes = tuple(sorted(int(a) for a in node.params["axes"]))
-        if not np.isclose(scale * _group_size(shape, axes), 1, 1e-5):
+        if not np.isclose(behind.scale * _group_size(shape, axes), 1, 1e-5):
             return None
         out = node.outputs[0]
         indices = np.arange(out.aval.size).reshape(out.shape)
-        for move in moves:
-            indices = moved(move, indices)
-        source = flat_origin(self.producers, node.inputs[0])
-        return source, shape, axes, np.broadcast_to(indices, out_shape)
+        indices = np.broadcast_to(_laid_out(indices, behind.moves), out_shape)
+        return flat_origin(self.producers, node.inputs[0]), shape, axes, indices
 
     # ------------------------------------------------------------- what is divided
     def _vector(self, y: Variable, shape: Shape, axes: Shape) -> _Vector:
@@ -304,6 +294,16 @@ class _Matcher:
             else:
                 (constant,) = (a for a in node.inputs if a is not value)
                 gains.append((node.name, constant))
+
+
+class _Behind(NamedTuple):
+    """A value as moves of scale * output of a node + eps, at least 0 where `clips`."""
+
+    node: Node
+    moves: list[Node]
+    scale: float
+    eps: Any
+    clips: bool
 
 
 class _Step(NamedTuple):
@@ -393,11 +393,18 @@ def _is_nan(constant: Any) -> bool:
     return bool(np.all(np.isnan(np.asarray(constant, np.float64))))
 
 
-def _laid_out(gain: Any, moves: Iterable[Node]) -> Any:
+def _spread(gain: Any, moves: Iterable[Node]) -> Any:
     """A gain as the factor that it is part of is laid out."""
     for node in moves:
         gain = node.evaluate(jnp.broadcast_to(gain, node.inputs[0].shape))[0]
     return gain
+
+
+def _laid_out(indices: np.ndarray, moves: Iterable[Node]) -> np.ndarray:
+    """Where the entries of an array go."""
+    for node in moves:
+        indices = moved(node, indices)
+    return indices
 
 
 def _normalized(

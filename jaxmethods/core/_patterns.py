@@ -7,7 +7,7 @@ is looked for inside the large one, so a new release cannot silently break a mat
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,6 @@ from ._flatten import flatten
 from ._graph import Graph, Node, Variable, live_nodes
 from ._repeats import same_params
 
-Variant = tuple[dict[str, Any], Callable[..., Any]]
 Build = Callable[[Node], Node]  # from the last node of a match to the node for all
 
 
@@ -30,52 +29,37 @@ class Pattern:
 
     Attributes:
         name: The name that a matched node gets.
-        variants: `variants(ndim)` lists `(params, fn)`: what the node's params become,
-            and the function of one array and `num_scalars` scalars.
+        fn: The function, elementwise, of one array and `num_scalars` scalars.
         num_scalars: How many scalars it captures, such as a negative slope.
     """
 
     name: str
-    variants: Callable[[int], Sequence[Variant]]
+    fn: Callable[..., Any]
     num_scalars: int = 0
-
-
-def elementwise(name: str, fn: Callable[..., Any], num_scalars: int = 0) -> Pattern:
-    """A pattern with one form at every rank."""
-    return Pattern(name, lambda _: [({}, fn)], num_scalars)
-
-
-def along_axis(name: str, fn: Callable[..., Any]) -> Pattern:
-    """A pattern with a form for each axis, which the node keeps as params["axis"]."""
-    form = functools.lru_cache(lambda axis: functools.partial(fn, axis=axis))
-    return Pattern(name, lambda ndim: [({"axis": a}, form(a)) for a in range(ndim)])
 
 
 def _gelu(x: Any) -> Any:
     return jax.nn.gelu(x, approximate=False)
 
 
-# Larger composites first: log_softmax holds a logsumexp, celu looks like elu.
+# celu looks like elu and comes before it.
 PATTERNS: Mapping[str, Pattern] = {
     pattern.name: pattern
     for pattern in (
-        along_axis("log_softmax", jax.nn.log_softmax),
-        along_axis("softmax", jax.nn.softmax),
-        along_axis("logsumexp", jax.nn.logsumexp),
-        elementwise("gelu", _gelu),
-        elementwise("gelu_tanh", jax.nn.gelu),
-        elementwise("silu", jax.nn.silu),
-        elementwise("softplus", jax.nn.softplus),
-        elementwise("selu", jax.nn.selu),
-        elementwise("celu", jax.nn.celu, 1),
-        elementwise("elu", jax.nn.elu, 1),
-        elementwise("leaky_relu", jax.nn.leaky_relu, 1),
-        elementwise("hard_tanh", jax.nn.hard_tanh),
+        Pattern("gelu", _gelu),
+        Pattern("gelu_tanh", jax.nn.gelu),
+        Pattern("silu", jax.nn.silu),
+        Pattern("softplus", jax.nn.softplus),
+        Pattern("selu", jax.nn.selu),
+        Pattern("celu", jax.nn.celu, 1),
+        Pattern("elu", jax.nn.elu, 1),
+        Pattern("leaky_relu", jax.nn.leaky_relu, 1),
+        Pattern("hard_tanh", jax.nn.hard_tanh),
     )
 }
 
 
-def match_patterns(graph: Graph, patterns: Sequence[Pattern]) -> Graph:
+def match_patterns(graph: Graph, patterns: Iterable[Pattern]) -> Graph:
     """Replaces each occurrence of each pattern by one node of its name.
 
     Args:
@@ -84,7 +68,7 @@ def match_patterns(graph: Graph, patterns: Sequence[Pattern]) -> Graph:
 
     Returns:
         A graph of the same function. A matched node has the array and the captured
-        scalars as inputs, and the params of the variant that was found.
+        scalars as inputs, and no params.
 
     Example:
         >>> graph = flatten(lambda x: jax.nn.softplus(2 * x), jnp.ones(3))
@@ -107,15 +91,14 @@ def _replace_all(graph: Graph, pattern: Pattern) -> Graph:
     for variable in consumers:
         if not jnp.issubdtype(variable.dtype, jnp.floating):
             continue
-        for params, fn in pattern.variants(len(variable.shape)):
-            small = _trace(fn, pattern.num_scalars, _signature(variable))
-            if not {node.name for node in small.nodes} <= names:
-                continue
-            env = _match(small, {small.inputs[0]: variable}, consumers, 0)
-            if env is not None and env[small.outputs[0]] not in replaced:
-                inputs = tuple(env[v] for v in small.inputs)
-                out = env[small.outputs[0]]
-                replaced[out] = _composite(pattern.name, inputs, out, params, fn)
+        small = _trace(pattern.fn, pattern.num_scalars, _signature(variable))
+        if not {node.name for node in small.nodes} <= names:
+            continue
+        env = _match(small, {small.inputs[0]: variable}, consumers, 0)
+        if env is not None and env[small.outputs[0]] not in replaced:
+            inputs = tuple(env[v] for v in small.inputs)
+            out = env[small.outputs[0]]
+            replaced[out] = _composite(pattern, inputs, out)
     if not replaced:
         return graph
     nodes = [_swap(node, replaced) for node in graph.nodes]
@@ -123,12 +106,15 @@ def _replace_all(graph: Graph, pattern: Pattern) -> Graph:
     return Graph(graph.inputs, live, graph.outputs, graph.treedef)
 
 
-def _composite(
-    name: str, inputs: tuple[Any, ...], out: Variable, params: dict, fn: Callable
-) -> Build:
+def _composite(pattern: Pattern, inputs: tuple[Any, ...], out: Variable) -> Build:
     def build(last: Node) -> Node:
         return Node(
-            name, inputs, (out,), params, lambda *v: [fn(*v)], equation=last.equation
+            pattern.name,
+            inputs,
+            (out,),
+            {},
+            lambda *v: [pattern.fn(*v)],
+            equation=last.equation,
         )
 
     return build

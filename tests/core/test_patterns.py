@@ -14,9 +14,6 @@ X = jnp.linspace(-3, 3, 12).reshape(3, 4)
 
 # name -> (function, how many scalars the node captures)
 OCCURRENCES = {
-    "softmax": (jax.nn.softmax, ()),
-    "log_softmax": (jax.nn.log_softmax, ()),
-    "logsumexp": (functools.partial(jax.nn.logsumexp, axis=0), ()),
     "gelu": (functools.partial(jax.nn.gelu, approximate=False), ()),
     "gelu_tanh": (nn.gelu, ()),
     "silu": (jax.nn.swish, ()),
@@ -57,17 +54,12 @@ def test_found_between_other_operations(name, traced):
     np.testing.assert_allclose(got, 2 * fn(X + 1), rtol=1e-5, atol=1e-6)
 
 
-def test_axis_is_kept():
-    node = matched(lambda x: jax.nn.softmax(x, axis=0), X).nodes[0]
-    assert (node.name, node.params) == ("softmax", {"axis": 0})
-
-
 def test_several_at_once_and_nested():
     def fn(x):
-        return jax.nn.softplus(jax.nn.softmax(jax.nn.elu(x))) + jax.nn.silu(x)
+        return jax.nn.softplus(jnp.tanh(jax.nn.elu(x))) + jax.nn.silu(x)
 
     names = [node.name for node in matched(fn, X).nodes]
-    assert names == ["elu", "softmax", "softplus", "silu", "add"]
+    assert names == ["elu", "tanh", "softplus", "silu", "add"]
 
 
 def test_a_value_inside_a_match_may_be_used_elsewhere():
@@ -84,10 +76,9 @@ def test_a_value_inside_a_match_may_be_used_elsewhere():
     "fn",
     [
         lambda x: jnp.where(x > 0.1, x, jnp.expm1(x)),
-        lambda x: jnp.exp(x) / jnp.exp(x).sum(-1, keepdims=True),
         lambda x: x * jax.nn.sigmoid(2 * x),
     ],
-    ids=["shifted elu", "softmax without a shift", "scaled silu"],
+    ids=["shifted elu", "scaled silu"],
 )
 def test_what_is_something_else_is_not_matched(fn):
     assert not core.PATTERNS.keys() & {node.name for node in matched(fn, X).nodes}
