@@ -209,7 +209,7 @@ def fixed(slope: Any, rank: Any, vector: Any) -> Plane:
     which the size of x would multiply.
     """
     parts = jnp.broadcast_arrays(slope, rank, vector)
-    slope, rank, vector = materialized(jnp.stack(parts))
+    slope, rank, vector = materialized(parts)
     return Plane(slope, rank, vector, 0)
 
 

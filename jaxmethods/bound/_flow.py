@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ..core import Graph, Node, Variable, is_affine, offset
 from ._interval import absolute, interval
 from ._loops import interval_of_scan
+from ._materialized import materialized
 from ._planes import Family, Lines, Planes, Prepared, constant, signed
 from ._relaxations import relax
 from ._rounding import largest, num_terms, underflow, unit
@@ -115,6 +116,8 @@ def prepare_backward(flow: Flow, node: Node) -> None:
     if not floating_outputs(node):
         return
     out = node.outputs[0]
+    for v in (*floating(node), *floating_outputs(node)):
+        flow.bounds[v] = materialized(flow.bounds[v])
     bounds = [flow.bounds[v] for v in node.outputs]
     if len(node.outputs) > 1:  # their intervals stand for them
         for v in floating_outputs(node):

@@ -9,7 +9,7 @@ from jax.interpreters import ad, batching, mlir
 
 
 def materialized(x: Any) -> Any:
-    """The same floating array, written to memory before anything reads it, on CPUs.
+    """The same floating arrays, written to memory before anything reads them, on CPUs.
 
     XLA's CPU backend fuses elementwise work into whatever reads it, and repeats it
     there: once a row that reads it, once a slice, and in a chain of steps twice a step
@@ -21,25 +21,41 @@ def materialized(x: Any) -> Any:
 
     A primitive, so that `vmap` leaves the branch a branch and no transform takes the
     identity for a layer.
+
+    Args:
+        x: A pytree of floating arrays.
     """
-    return _materialize_p.bind(x)
+    leaves, treedef = jax.tree.flatten(x)
+    return treedef.unflatten(_materialize_p.bind(*leaves))
 
 
-def _by_branch(x: Any) -> Any:
-    if x.size == 0:
-        return x
-    first = x[(0,) * x.ndim]
-    return jax.lax.cond(
-        first == first, lambda v: v, lambda v: jnp.where(v == v, v, jnp.nan), x
-    )
+def _by_branch(*arrays: Any) -> Any:
+    filled = [v for v in arrays if v.size]
+    if not filled:
+        return arrays
+    first = filled[0][(0,) * filled[0].ndim]
+    return jax.lax.cond(first == first, lambda *v: v, _also_identity, *arrays)
+
+
+def _also_identity(*arrays: Any) -> Any:
+    return tuple(jnp.where(v == v, v, jnp.nan) for v in arrays)
+
+
+def _transposed(cotangents: Any, *arrays: Any) -> Any:
+    del arrays
+    return _materialize_p.bind(*map(ad.instantiate_zeros, cotangents))
 
 
 _materialize_p = Primitive("materialize")
-_materialize_p.def_impl(jax.jit(lambda x: _materialize_p.bind(x)))
-_materialize_p.def_abstract_eval(lambda x: x)
-ad.deflinear2(_materialize_p, lambda ct, x: [_materialize_p.bind(ct)])
-batching.defvectorized(_materialize_p)
-mlir.register_lowering(_materialize_p, lambda ctx, x: [x])
+_materialize_p.multiple_results = True
+_materialize_p.def_impl(jax.jit(lambda *v: _materialize_p.bind(*v)))
+_materialize_p.def_abstract_eval(lambda *v: v)
+ad.deflinear2(_materialize_p, _transposed)
+batching.primitive_batchers[_materialize_p] = lambda v, axes: (
+    _materialize_p.bind(*v),
+    axes,
+)
+mlir.register_lowering(_materialize_p, lambda ctx, *v: v)
 mlir.register_lowering(
-    _materialize_p, mlir.lower_fun(_by_branch, multiple_results=False), platform="cpu"
+    _materialize_p, mlir.lower_fun(_by_branch, multiple_results=True), platform="cpu"
 )

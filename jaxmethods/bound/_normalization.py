@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core import Node, is_concrete, source_line
+from ._materialized import materialized
 from ._planes import Planes
 from ._rounding import largest, unit
 from ._sets import Bounds, safe_sqrt
@@ -149,17 +150,15 @@ def relax_normalize(node: Node, y: Bounds, norm: Bounds, eps: Any) -> Planes:
         for p in (above, below)
     )
 
-    def linear(plane: _Plane, v: Any, n: Any) -> Any:
-        slope, rate = (
-            jnp.where(positive, part, 0) for part in (plane.slope, plane.rate)
-        )
-        return slope * v + rate * n
+    def usable(plane: _Plane) -> tuple[Any, Any]:
+        return materialized([jnp.where(positive, p, 0) for p in plane[:2]])
 
+    (down, shrink), (up, grow) = usable(below), usable(above)
     low, high = -below.bias - error * terms, above.bias + error * terms
     return Planes(
-        lambda v, n: linear(below, v, -n),
+        lambda v, n: down * v - shrink * n,
         jnp.where(positive, low, -jnp.inf),
-        lambda v, n: linear(above, v, n),
+        lambda v, n: up * v + grow * n,
         jnp.where(positive, high, jnp.inf),
         terms,
     )

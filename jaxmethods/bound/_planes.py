@@ -67,7 +67,7 @@ def signed(lines: Lines, *, once: bool = True) -> SignedLines:
     parts = (below + above, below - above, base + top, base - top)
     if not once:
         return SignedLines(*(part / 2 for part in parts))
-    return SignedLines(*materialized(jnp.stack(parts) / 2))
+    return SignedLines(*materialized([part / 2 for part in parts]))
 
 
 class Planes(NamedTuple):

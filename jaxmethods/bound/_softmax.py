@@ -38,6 +38,7 @@ from ._exponentials import (
     total,
     where,
 )
+from ._materialized import materialized
 from ._planes import Planes, constant
 from ._sets import Bounds
 
@@ -112,6 +113,7 @@ def relax_softmax(node: Node, x: Bounds) -> Planes:
     below, above = _below(box), _above(box)
     below = where(box.usable, below, constant_plane(below, flat, flat))
     above = where(box.usable, above, constant_plane(above, flat + 1, flat))
+    below, above = materialized((below, above))
     center = box.center + box.shift
     low, high = below.at(center), above.at(center)
     # The others' planes, from the total of 1.

@@ -64,8 +64,7 @@ class Wedges(NamedTuple):
 def interval(node: Node, x: Bounds) -> Bounds:
     """The interval of a node "univariate"."""
     fn = node.params["function"]
-    found = meet(fn.value(x), range_in(wedges(fn, x)))
-    return Bounds(*map(materialized, found))
+    return materialized(meet(fn.value(x), range_in(wedges(fn, x))))
 
 
 def relax(node: Node, x: Bounds, bounds: Bounds) -> Family:
@@ -117,12 +116,10 @@ def _over(extension: Any, cells: list[Bounds]) -> list[Bounds]:
     not the error that leaving it in the whole interval deserves.
     """
     sizes = np.cumsum([len(c.lower) for c in cells])[:-1]
-    joined = Bounds(
-        *(materialized(jnp.concatenate(end)) for end in zip(*cells, strict=True))
-    )
-    found = without_nan(jax.vmap(extension)(joined))
-    ends = (jnp.split(materialized(end), sizes) for end in found)
-    return [Bounds(*pair) for pair in zip(*ends, strict=True)]
+    joined = Bounds(*(jnp.concatenate(end) for end in zip(*cells, strict=True)))
+    found = materialized(without_nan(jax.vmap(extension)(materialized(joined))))
+    parts = (jnp.split(end, sizes) for end in found)
+    return [Bounds(*pair) for pair in zip(*parts, strict=True)]
 
 
 def negated(w: Wedges) -> Wedges:
