@@ -30,9 +30,9 @@ class Monotonicity(NamedTuple):
     """In which direction each output depends on each input, on a set.
 
     Attributes:
-        increasing: Whether the output provably never falls as the input grows; pytrees
-            as fn's result, in each leaf one like the set's, of bool arrays
-            out_shape + set_shape.
+        increasing: Whether the output never falls as the input grows, proven but for
+            slopes within the tolerance; pytrees as fn's result, in each leaf one like
+            the set's, of bool arrays out_shape + set_shape.
         decreasing: As `increasing`, whether it never grows. Both where it does not
             depend on the input; neither where the direction is unknown.
     """
@@ -94,13 +94,14 @@ def lipschitz(
 def monotonicity(
     fn: Callable[[Any], Any], *, method: str = "ibp", tolerance: float = 1e-5
 ) -> Callable[[Set], Monotonicity]:
-    """Which outputs provably rise or fall with which inputs, on a set.
+    """Which outputs rise or fall with which inputs, on a set.
 
     Args:
         fn: A function of one array or pytree of arrays, differentiable but for kinks.
         method: How the Jacobian is bounded: "ibp", "forward", "crown_ibp" or "crown".
         tolerance: A slope that is smaller than this share of the output's largest one
-            counts as none: bounds are rounded outward, so that 0 is never exactly 0.
+            counts as none: bounds are rounded outward, so that a slope of 0 seldom gets
+            0 exactly. 0 for a proof without exception.
 
     Returns:
         `directions(region) -> Monotonicity`.

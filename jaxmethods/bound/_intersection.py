@@ -17,7 +17,7 @@ from ._balls import Ball, Box, broadcasts, minimum_of_box, safe_sqrt
 from ._bounds import Bounds, meet
 from ._knapsack import Reach, least_in_l1, least_in_l2
 from ._rounding import unit
-from ._rows import Dense, Diagonal, Patches, Rows
+from ._rows import Dense, Patches, Rows, SingleEntries
 
 
 @jax.tree_util.register_dataclass
@@ -140,7 +140,7 @@ class Intersection:
         """The least value over the set of linear functions; see `Ball.minimum`."""
         places = [i for i, r in enumerate(rows) if r is not None]
         used = [r for r in rows if r is not None]
-        one_entry = len(used) == 1 and isinstance(used[0], Diagonal)
+        one_entry = len(used) == 1 and isinstance(used[0], SingleEntries)
         if self.ball.p == jnp.inf or one_entry:
             return minimum_of_box(rows, self.hull())
         joined = used[0]

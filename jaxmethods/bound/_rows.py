@@ -130,7 +130,8 @@ class Entries:
         return rows.reshape(-1, *self.shape)
 
 
-Rows = Dense | Diagonal | Entries | Patches
+SingleEntries = Diagonal | Entries  # each row reads one entry
+Rows = Dense | SingleEntries | Patches
 
 
 def with_flat(rows: Kind, flat: Any) -> Kind:

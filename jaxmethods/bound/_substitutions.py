@@ -24,7 +24,7 @@ import numpy as np
 from ..core import check_floating, check_integer, describe, is_concrete
 from ._balls import check_finite
 from ._bounds import Bounds
-from ._rows import Diagonal, Rows, extreme
+from ._rows import Rows, SingleEntries, extreme
 
 
 @jax.tree_util.register_dataclass
@@ -139,7 +139,7 @@ class Substitutions:
         (found,) = rows
         if found is None:
             return jnp.zeros(())
-        if isinstance(found, Diagonal):  # one entry a row: one word is enough
+        if isinstance(found, SingleEntries):  # one entry a row: one word is enough
             (ends,) = self.hull()
             return extreme(found, ends.lower, ends.upper)
         return self._least(found.dense())

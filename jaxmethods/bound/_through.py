@@ -14,7 +14,16 @@ from ._convolution import is_plain_convolution, transposed_convolution
 from ._materialized import materialized
 from ._patches import Patches
 from ._planes import Planes, SignedLines
-from ._rows import Dense, Diagonal, Entries, Rows, absolute, negated, with_flat
+from ._rows import (
+    Dense,
+    Diagonal,
+    Entries,
+    Rows,
+    SingleEntries,
+    absolute,
+    negated,
+    with_flat,
+)
 
 # Elementwise: the derivative of each output in its own entry alone.
 ELEMENTWISE = frozenset(
@@ -64,7 +73,7 @@ def _short_cut(node: Node, rows: Rows) -> list[Rows] | None:
     alike = all((v.shape, v.dtype) == (out.shape, out.dtype) for v in variables)
     if node.name in ELEMENTWISE and alike:
         return [_scaled(node, rows, i) for i in range(len(variables))]
-    if isinstance(rows, Diagonal | Entries):
+    if isinstance(rows, SingleEntries):
         return _single_entries_through(node, rows)
     if node.name in RESHAPED:
         found = patches.reshaped(rows, variables[0].shape)
@@ -89,7 +98,7 @@ def _scaled(node: Node, rows: Rows, position: int) -> Rows:
     return with_flat(rows, rows.flat * rows.spread(factor))
 
 
-def _single_entries_through(node: Node, rows: Diagonal | Entries) -> list[Rows] | None:
+def _single_entries_through(node: Node, rows: SingleEntries) -> list[Rows] | None:
     variable = node.variables[0]
     if node.name in RESHAPED and variable.aval.size == node.outputs[0].aval.size:
         if isinstance(rows, Entries):
@@ -111,7 +120,7 @@ def is_local(node: Node) -> bool:
     return node.inputs[0].shape[node.params["dimension_numbers"].lhs_spec[0]] == 1
 
 
-def _weights(node: Node, rows: Diagonal | Entries) -> list[Rows] | None:
+def _weights(node: Node, rows: SingleEntries) -> list[Rows] | None:
     """The rows of a matrix product whose variable operand is contracted entirely."""
     contracted, batch = node.params["dimension_numbers"]
     side = 0 if isinstance(node.inputs[0], Variable) else 1
@@ -139,7 +148,7 @@ def through_lines(lines: SignedLines, rows: Rows) -> tuple[Rows, Any]:
 
 def part_at_lines(lines: SignedLines, rows: Rows) -> tuple[Rows, Any]:
     """`through_lines` of the rows and of the rows negated, one behind the other."""
-    if isinstance(rows, Diagonal | Entries):
+    if isinstance(rows, SingleEntries):
         rows = Dense(rows.dense())
     size = absolute(rows)
     odd = rows.inner_shared(lines.bias_middle)

@@ -17,7 +17,7 @@ from ._hidden_splits import HiddenSplits
 from ._input_splits import InputSplits
 from ._margins import margins
 from ._methods import alpha_crown, crown, ibp
-from ._sets import Ball, Box, Set, is_set
+from ._sets import Ball, Box, Intersection, Set, is_set
 
 # With so many inputs at most their box is cut, with more the values inside.
 _FEW_INPUTS = 16
@@ -178,7 +178,8 @@ def verifying(
 def _searches(region: Set) -> list[type[InputSplits] | type[HiddenSplits]]:
     """How to cut: the inputs, or what is inside; the second where the first fails."""
     is_box = isinstance(region, Box)
-    is_box |= isinstance(region, Ball) and region.p == np.inf
+    ball = region.ball if isinstance(region, Intersection) else region
+    is_box |= isinstance(ball, Ball) and ball.p == np.inf
     if not is_box:
         return [HiddenSplits]
     if sum(ends.lower.size for ends in region.hull()) <= _FEW_INPUTS:

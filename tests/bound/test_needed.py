@@ -11,6 +11,7 @@ from jax.test_util import check_grads
 
 from jaxmethods import bound
 from jaxmethods.bound import _needed as needed
+from jaxmethods.bound._rows import Dense, Entries
 
 RNG = np.random.default_rng(0)
 SIZES = (5, 70, 40, 3)  # neither a multiple of the rows of a step
@@ -52,6 +53,28 @@ def test_as_tight_as_passes_from_every_entry(act, x64, monkeypatch):
     width = jax.vmap(lambda x: net(weights, x, ACTIVATIONS[act]))(x) - every
     # Entries whose interval decides them keep it, which a later interval may feel.
     assert (np.abs(some - every) <= 1e-6 * width).all()
+
+
+def sets():
+    x = np.linspace(-1, 1, SIZES[1]) ** 3
+    ball = lambda p: bound.Ball(jnp.asarray(x), 0.3, p)  # noqa: E731
+    choices = jnp.asarray(RNG.normal(size=(4, 3, 12)))
+    return {
+        "l1": ball(1),
+        "l2": ball(2),
+        "linf": ball(jnp.inf),
+        "l2 in a box": bound.Intersection(ball(2), bound.Box(-0.5, 0.9)),
+        "words": bound.Substitutions(choices[:, 0], choices, jnp.ones((4, 3), bool), 1),
+    }
+
+
+@pytest.mark.parametrize("name", ["l1", "l2", "linf", "l2 in a box", "words"])
+def test_rows_of_single_entries_meet_every_set(name, x64):
+    region = sets()[name]
+    shape = jax.tree.leaves(region.placeholder)[0].shape
+    rows = Entries(jnp.array([1.0, -2.0, 0.5]), jnp.array([3, 0, 11]), shape)
+    got, want = (region.minimum([r]) for r in (rows, Dense(rows.dense())))
+    np.testing.assert_allclose(got, want, rtol=1e-9)
 
 
 def test_mapped_over_examples_the_branch_stays_a_branch():
