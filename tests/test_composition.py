@@ -115,11 +115,11 @@ def quantize_of_quantize():
 def quantize_of_bound():
     """Bounds of a network with low-bit weights: they hold for that network."""
     low_bit = quantize.qat(net, quantize.Policy(weight=quantize.ptq(3)))
-    got = bound.crown(low_bit)(PARAMS, bound.Ball(XS[0], EPS))
+    got = jax.jit(bound.crown(low_bit))(PARAMS, bound.Ball(XS[0], EPS))
     noise = jax.random.uniform(fresh(), (500, 5), minval=-EPS, maxval=EPS)
     reached = jax.vmap(lambda n: low_bit(PARAMS, XS[0] + n))(noise)
     assert (got.lower <= reached.min(0)).all() and (reached.max(0) <= got.upper).all()
-    float_bounds = bound.crown(net)(PARAMS, bound.Ball(XS[0], EPS))
+    float_bounds = jax.jit(bound.crown(net))(PARAMS, bound.Ball(XS[0], EPS))
     assert jnp.abs(float_bounds.lower - got.lower).max() > 1e-3
 
 
@@ -127,8 +127,8 @@ def quantize_of_influence():
     policy = quantize.Policy(weight=quantize.ptq(4))
     low_bit = quantize.qat(loss, policy)
     examples = XS, YS
-    got = influence.tracin(low_bit)([PARAMS], [0.1], examples, examples)
-    grads = jax.vmap(lambda *e: jax.grad(low_bit)(PARAMS, e))(*examples)
+    got = jax.jit(influence.tracin(low_bit))([PARAMS], [0.1], examples, examples)
+    grads = jax.jit(jax.vmap(lambda *e: jax.grad(low_bit)(PARAMS, e)))(*examples)
     flat = jnp.concatenate([g.reshape(8, -1) for g in jax.tree.leaves(grads)], 1)
     close(got, 0.1 * flat @ flat.T)
 
@@ -144,7 +144,7 @@ def bound_of_sketch():
     noise = jax.random.uniform(fresh(), (500, 40), minval=-EPS, maxval=EPS)
     reached = jax.vmap(lambda n: of_sketch(x + n))(noise)
     assert (got.lower <= reached.min(0)).all() and (reached.max(0) <= got.upper).all()
-    close(got, bound.crown(lambda x: net(PARAMS, S.dense() @ x))(ball))
+    close(got, jax.jit(bound.crown(lambda x: net(PARAMS, S.dense() @ x)))(ball))
 
 
 def bound_of_quantize():
@@ -165,7 +165,8 @@ def bound_of_quantize():
 
 def bound_of_bound():
     """A bound inside a training loss, and a bound of a derivative."""
-    gradient = jax.grad(certified_loss)(PARAMS, XS, YS)
+    of_loss = jax.jit(jax.value_and_grad(certified_loss))
+    _, gradient = of_loss(PARAMS, XS, YS)
     direction = jax.tree.map(
         lambda w: jnp.sin(jnp.arange(w.size)).reshape(w.shape), PARAMS
     )
@@ -173,7 +174,7 @@ def bound_of_bound():
 
     def along(t):
         moved = jax.tree.map(lambda w, d: w + t * d, PARAMS, direction)
-        return certified_loss(moved, XS, YS)
+        return of_loss(moved, XS, YS)[0]
 
     slope = sum(
         jnp.sum(g * d)
@@ -184,9 +185,9 @@ def bound_of_bound():
     # Piecewise smooth in float32: a central difference is good to a few per cent.
     close((along(h) - along(-h)) / (2 * h), slope, rtol=0.05, atol=1e-2)
     fn = lambda x: jnp.sum(jnp.tanh(x @ PARAMS["w0"]))  # noqa: E731
-    got = bound.ibp(jax.grad(fn))(bound.Ball(XS[0], EPS))
+    got = jax.jit(bound.ibp(jax.grad(fn)))(bound.Ball(XS[0], EPS))
     noise = jax.random.uniform(fresh(), (200, 5), minval=-EPS, maxval=EPS)
-    reached = jax.vmap(lambda n: jax.grad(fn)(XS[0] + n))(noise)
+    reached = jax.jit(jax.vmap(lambda n: jax.grad(fn)(XS[0] + n)))(noise)
     assert (got.lower <= reached.min(0)).all() and (reached.max(0) <= got.upper).all()
 
 
@@ -194,8 +195,8 @@ def bound_of_influence():
     """Which examples move a certified margin."""
     robust = lambda p, e: -lower_margin(p, *e)  # noqa: E731
     examples = XS, YS
-    got = influence.tracin(robust)([PARAMS], [0.1], examples, examples)
-    grads = jax.vmap(lambda *e: jax.grad(robust)(PARAMS, e))(*examples)
+    got = jax.jit(influence.tracin(robust))([PARAMS], [0.1], examples, examples)
+    grads = jax.jit(jax.vmap(lambda *e: jax.grad(robust)(PARAMS, e)))(*examples)
     flat = jnp.concatenate([g.reshape(8, -1) for g in jax.tree.leaves(grads)], 1)
     close(got, 0.1 * flat @ flat.T)
 
@@ -204,7 +205,7 @@ def bound_of_shard():
     margins = jax.vmap(lambda x, y: lower_margin(PARAMS, x, y))
     spec = P("data")
     run = jax.shard_map(margins, mesh=mesh_of(8), in_specs=(spec, spec), out_specs=spec)
-    close(jax.jit(run)(XS, YS), margins(XS, YS))
+    close(jax.jit(run)(XS, YS), jax.jit(margins)(XS, YS))
 
 
 # --------------------------------------------------------------------------- influence
@@ -219,21 +220,22 @@ def influence_of_quantize():
         return p, p
 
     _, path = jax.lax.scan(step, PARAMS, jax.random.split(fresh(), 3))
-    got = influence.tracin(loss)(path, jnp.full(3, 0.3), (XS, YS), (XS, YS))
-    close(
-        jnp.diagonal(got),
-        influence.self_influence(loss)(path, jnp.full(3, 0.3), (XS, YS)),
-    )
+    rates, examples = jnp.full(3, 0.3), (XS, YS)
+    got = jax.jit(influence.tracin(loss))(path, rates, examples, examples)
+    own = jax.jit(influence.self_influence(loss))(path, rates, examples)
+    close(jnp.diagonal(got), own)
     assert (jnp.diagonal(got) > 0).all()
 
 
 def influence_of_bound():
     """Training on a robust loss: each step's example lowers its own certified loss."""
     robust = lambda p, e: -lower_margin(p, *e)  # noqa: E731
-    g = jax.grad(robust)(PARAMS, (XS[0], YS[0]))
+    of_loss, example = jax.jit(jax.value_and_grad(robust)), (XS[0], YS[0])
+    before, g = of_loss(PARAMS, example)
     after = jax.tree.map(lambda w, d: w - 1e-3 * d, PARAMS, g)
-    own = influence.self_influence(robust)([PARAMS], [1e-3], (XS[:1], YS[:1]))[0]
-    lowered = robust(PARAMS, (XS[0], YS[0])) - robust(after, (XS[0], YS[0]))
+    influences = jax.jit(influence.self_influence(robust))
+    own = influences([PARAMS], [1e-3], (XS[:1], YS[:1]))[0]
+    lowered = before - of_loss(after, example)[0]
     close(lowered, own, rtol=0.05, atol=1e-5)  # first order in the learning rate
 
 
@@ -353,6 +355,6 @@ def test_pmap_users_are_served_by_the_same_functions():
 
     xs, ys = XS.reshape(2, 4, 5), YS.reshape(2, 4)
     margins, mean = jax.pmap(step, axis_name="i", in_axes=(None, 0, 0))(PARAMS, xs, ys)
-    want = jax.vmap(lambda x, y: lower_margin(PARAMS, x, y))(XS, YS)
+    want = jax.jit(jax.vmap(lambda x, y: lower_margin(PARAMS, x, y)))(XS, YS)
     close(margins.reshape(8), want)
     np.testing.assert_array_equal(mean["w0"][0], mean["w0"][1])

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ._materialized import materialized
 from ._planes import Family, Lines, between
 from ._sets import Bounds
 
@@ -74,11 +75,19 @@ def chord(f: Function, x: Bounds) -> Any:
 
 
 def sigmoidal(f: Function, x: Bounds) -> Family:
-    """A function that is convex below 0 and concave above, such as tanh."""
-    above = _above_sigmoidal(f, x)
-    below = _above_sigmoidal(lambda v: -f(-v), Bounds(-x.upper, -x.lower))
-    pairs = zip(below, above, strict=True)
-    return between([Lines(low[0], -low[1], *high) for low, high in pairs])
+    """A function that is convex below 0 and concave above, such as tanh.
+
+    The line below f is the one above -f(-x), mirrored: both come from one program.
+    """
+
+    def above(sign: Any, lower: Any, upper: Any) -> list[tuple[Any, Any]]:
+        return _above_sigmoidal(lambda v: sign * f(sign * v), Bounds(lower, upper))
+
+    sign = jnp.array([1, -1], x.lower.dtype)
+    lower, upper = jnp.stack([x.lower, -x.upper]), jnp.stack([x.upper, -x.lower])
+    found = jax.vmap(above)(sign, *materialized((lower, upper)))
+    pairs = materialized(found)
+    return between([Lines(s[1], -b[1], s[0], b[0]) for s, b in pairs])
 
 
 def _above_sigmoidal(f: Function, x: Bounds) -> list[tuple[Any, Any]]:

@@ -131,7 +131,7 @@ def _weights(node: Node, rows: SingleEntries) -> list[Rows] | None:
     mine, theirs = contracted[side], contracted[1 - side]
     kept = [i for i in range(weights.ndim) if i not in theirs]
     order = [theirs[mine.index(i)] for i in range(len(variable.shape)) if i in mine]
-    matrix = weights.transpose(*kept, *order).reshape(-1, *variable.shape)
+    matrix = jnp.transpose(weights, (*kept, *order)).reshape(-1, *variable.shape)
     if isinstance(rows, Entries):
         matrix = matrix[rows.index]
     return [Dense(rows.flat.reshape(-1, *[1] * len(variable.shape)) * matrix)]

@@ -93,16 +93,20 @@ def test_is_inside_both_and_equals_the_ball_where_the_box_is_far(p):
     w = jax.random.normal(jax.random.key(0), (4, N))
     net = lambda x: jnp.tanh(w @ x) @ w[:, :2]  # noqa: E731
     ball = bound.Ball(jnp.linspace(0, 1, N), 0.7, p)
-    sets = (ball, bound.Box(jnp.zeros(N), jnp.ones(N)))
-    for method in (bound.ibp, bound.crown):
-        run = jax.jit(method(net))
-        far = run(bound.Intersection(ball, bound.Box(-9.0, 9.0)))
-        np.testing.assert_allclose(far.lower, run(ball).lower, rtol=1e-4, atol=1e-4)
-        if method is bound.ibp:  # the lines of others change with the intervals
-            both = run(bound.Intersection(ball, bound.Box(0.0, 1.0)))
-            for wide in map(run, sets):
-                assert (both.lower >= wide.lower - 1e-5).all()
-                assert (both.upper <= wide.upper + 1e-5).all()
+    cube = bound.Box(jnp.zeros(N), jnp.ones(N))
+    far, both = (
+        bound.Intersection(ball, bound.Box(*e)) for e in ((-9.0, 9.0), (0.0, 1.0))
+    )
+    run = jax.jit(
+        lambda method, *sets: [method(net)(s) for s in sets], static_argnums=0
+    )
+    # The lines of other methods change with the intervals.
+    inside, *wider = run(bound.ibp, both, far, ball, cube)
+    for wide in wider:
+        assert (inside.lower >= wide.lower - 1e-5).all()
+        assert (inside.upper <= wide.upper + 1e-5).all()
+    for got, want in (wider[:2], run(bound.crown, far, ball)):
+        np.testing.assert_allclose(got.lower, want.lower, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("p", [1, 2, jnp.inf])
@@ -115,10 +119,11 @@ def test_no_member_escapes(p):
     points = jnp.clip(points, 0.0, 1.0)
     points = points[jnp.linalg.norm(points - c[None], p, axis=1) <= r]
     assert len(points) > 20
-    values = jax.vmap(net)(points)
     s = bound.Intersection(bound.Ball(c, r, p), bound.Box(0.0, 1.0))
-    for method in (bound.ibp, bound.forward, bound.crown):
-        got = jax.jit(method(net))(s)
+    methods = bound.ibp, bound.forward, bound.crown
+    run = jax.jit(lambda s, x: ([m(net)(s) for m in methods], jax.vmap(net)(x)))
+    found, values = run(s, points)
+    for got in found:
         assert (got.lower[None] <= values).all() and (values <= got.upper[None]).all()
 
 
@@ -129,15 +134,16 @@ def test_gradients_are_those_of_the_point_where_it_is_least(p, x64):
         r = 0.8 + np.linalg.norm(np.clip(c, lower, upper) - c, p)
         total = lambda *args: least(p)(*args)[2:].sum()  # noqa: E731
         args = tuple(map(jnp.asarray, (a, c, r, lower, upper)))
-        grads = jax.grad(total, argnums=(0, 2))(*args)
+        gradient = jax.jit(jax.grad(total, argnums=(0, 1, 2)))
+        grads = gradient(*args)
         point = np.asarray(grads[0])[2:]
         assert (np.linalg.norm(point - c, p, axis=1) <= r + 1e-6).all()
         step = 1e-6
         up, down = (
             total(args[0], args[1], args[2] + t, *args[3:]) for t in (step, -step)
         )
-        np.testing.assert_allclose(grads[1], (up - down) / (2 * step), rtol=1e-3)
-    at_zero = jax.grad(total, argnums=(0, 1, 2))(jnp.zeros_like(args[0]), *args[1:])
+        np.testing.assert_allclose(grads[2], (up - down) / (2 * step), rtol=1e-3)
+    at_zero = gradient(jnp.zeros_like(args[0]), *args[1:])
     assert all(np.isfinite(g).all() for g in at_zero)
 
 
@@ -148,8 +154,8 @@ def test_windows_have_the_least_values_of_their_dense_rows(x64):
     for p, r in ((1, 9.0), (2, 1.4)):
         s = bound.Intersection(bound.Ball(c, r, p), bound.Box(0.0, 1.0))
         s.check()
-        want = s.minimum([Dense(rows.dense())])
-        np.testing.assert_allclose(s.minimum([rows]), want, rtol=1e-6)
+        run = jax.jit(lambda s: (s.minimum([rows]), s.minimum([Dense(rows.dense())])))
+        np.testing.assert_allclose(*run(s), rtol=1e-6)
 
 
 @pytest.mark.parametrize("p", [1, 2])
@@ -159,8 +165,10 @@ def test_one_radius_for_a_tree_of_arrays(p):
     tree = {"a": x[:2], "b": x[2:].reshape(2, 2)}
     join = lambda t: w @ jnp.concatenate([t["a"], t["b"].ravel()])  # noqa: E731
     box = bound.Box(0.0, 1.0)
-    want = bound.crown(lambda x: w @ x)(bound.Intersection(bound.Ball(x, 0.9, p), box))
-    got = bound.crown(join)(bound.Intersection(bound.Ball(tree, 0.9, p), box))
+    got, want = (
+        jax.jit(bound.crown(fn))(bound.Intersection(bound.Ball(at, 0.9, p), box))
+        for fn, at in ((join, tree), (lambda x: w @ x, x))
+    )
     np.testing.assert_allclose(got.lower, want.lower, rtol=1e-4, atol=1e-5)
 
 
@@ -173,7 +181,8 @@ def test_vmap_over_sets_equals_a_loop():
         return bound.crown(lambda x: w @ x)(s).lower
 
     rs = jnp.array([0.0, 0.1, 1.0, 9.0])
-    want = jnp.stack([lower(x, r) for x, r in zip(xs, rs, strict=True)])
+    alone = jax.jit(lower)
+    want = jnp.stack([alone(x, r) for x, r in zip(xs, rs, strict=True)])
     np.testing.assert_allclose(
         jax.jit(jax.vmap(lower))(xs, rs), want, rtol=1e-5, atol=1e-6
     )

@@ -124,21 +124,21 @@ ALL = ("ibp", "crown_ibp", "crown")
 LSTM, GRU = nn.OptimizedLSTMCell, nn.GRUCell
 # name: what makes the function, the shape of its input, the methods
 MODELS = {
-    "equinox": (lambda x: of_equinox(), (1, 4, 4), ALL),
-    "linen attention": (lambda x: linen(Encoder(), x), (3, 4), ("ibp", "crown")),
-    "linen cnn": (lambda x: linen(Convolutional(), x), (6, 6, 1), ALL),
+    "equinox": (lambda x: of_equinox(), (1, 4, 4), ALL[::2]),
+    "linen attention": (lambda x: linen(Encoder(), x), (2, 4), ALL[:2]),
+    "linen cnn": (lambda x: linen(Convolutional(), x), (6, 6, 1), ALL[::2]),
     "linen embedding": (lambda x: linen(Sentence(), x), (4, 3), ALL),
     "linen gru": (lambda x: linen(Recurrent(GRU), x), (2, 2), ("ibp", "crown_ibp")),
     "linen gru, both ways": (
         lambda x: linen(Recurrent(GRU, both_ways=True), x),
-        (5, 2),
+        (3, 2),
         ("ibp",),
     ),
-    "linen lstm": (lambda x: linen(Recurrent(nn.LSTMCell), x), (5, 2), ("ibp",)),
+    "linen lstm": (lambda x: linen(Recurrent(nn.LSTMCell), x), (3, 2), ("ibp",)),
     "linen mlp": (lambda x: linen(Perceptron(), x), (4,), ALL),
-    "linen optimized lstm": (lambda x: linen(Recurrent(LSTM), x), (2, 2), ALL[::2]),
-    "linen resnet": (lambda x: linen(Residual(), x), (4, 4, 1), ALL),
-    "nnx cnn": (lambda x: of_nnx(NnxNet), (4, 4, 1), ALL),
+    "linen optimized lstm": (lambda x: linen(Recurrent(LSTM), x), (2, 2), ALL[:2]),
+    "linen resnet": (lambda x: linen(Residual(), x), (4, 4, 1), ALL[::2]),
+    "nnx cnn": (lambda x: of_nnx(NnxNet), (4, 4, 1), ALL[::2]),
     "nnx rnn": (lambda x: of_nnx(NnxRecurrent), (3, 2), ALL),
 }
 
@@ -151,8 +151,12 @@ def test_bounds_of_models_hold_samples(name):
     signs = jax.random.uniform(
         jax.random.key(2), (256, *shape), minval=-1.2, maxval=1.2
     )
-    reached = jax.jit(jax.vmap(fn))(x[None] + 0.1 * jnp.clip(signs, -1, 1))
-    found = jax.jit(lambda ball: [getattr(bound, m)(fn)(ball) for m in methods])(ball)
+
+    @jax.jit
+    def run(ball, points):
+        return [getattr(bound, m)(fn)(ball) for m in methods], jax.vmap(fn)(points)
+
+    found, reached = run(ball, x[None] + 0.1 * jnp.clip(signs, -1, 1))
     for method, bounds in zip(methods, found, strict=True):
         check_hold(bounds, reached, f"{name} {method}")
         rounding = 1e-6 * jnp.abs(found[0].upper)
@@ -191,6 +195,7 @@ def test_weights_as_sets(name, leaf):
         return model.apply(with_leaf(moved), x)
 
     reached = jax.jit(jax.vmap(sample))(keys, noise)
-    for method in (bound.ibp, bound.crown):
-        bounds = jax.jit(lambda sets, m=method: m(model.apply)(sets, x))(sets)
+    methods = bound.ibp, bound.crown
+    run = jax.jit(lambda sets: [method(model.apply)(sets, x) for method in methods])
+    for bounds in run(sets):
         check_hold(bounds, reached, f"{name} {leaf}")

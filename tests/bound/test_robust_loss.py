@@ -35,6 +35,9 @@ def cross_entropy(params, x, y):
     return optax.losses.softmax_cross_entropy_with_integer_labels(apply(params, x), y)
 
 
+LOSSES = jax.jit(jax.vmap(jax.vmap(cross_entropy, (None, 0, None)), (None, 0, 0)))
+
+
 @functools.cache
 def compiled(p=jnp.inf, bounds=None, fusion=False):
     loss = bound.robust_loss(apply, p=p, bounds=bounds, fusion=fusion)
@@ -44,7 +47,7 @@ def compiled(p=jnp.inf, bounds=None, fusion=False):
 @pytest.mark.parametrize("fusion", [False, True])
 def test_at_radius_0_it_is_the_cross_entropy(fusion):
     got = compiled(fusion=fusion)(PARAMS, XS, YS, 0.0, 1.0)
-    want = jax.vmap(cross_entropy, (None, 0, 0))(PARAMS, XS, YS)
+    want = LOSSES(PARAMS, XS[:, None], YS)[:, 0]
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
@@ -54,8 +57,7 @@ def test_no_point_of_the_ball_has_a_larger_loss(p, fusion):
     d = jax.random.normal(jax.random.key(2), (300, 5))
     d = jnp.sign(d) if p == jnp.inf else d / jnp.linalg.norm(d, axis=1, keepdims=True)
     points = XS[:, None] + 0.2 * d[None]
-    losses = jax.vmap(jax.vmap(cross_entropy, (None, 0, None)), (None, 0, 0))
-    reached = losses(PARAMS, points, YS).max(1)
+    reached = LOSSES(PARAMS, points, YS).max(1)
     previous = None
     for beta in (1.0, 0.5, 0.0):
         got = compiled(p, fusion=fusion)(PARAMS, XS, YS, 0.2, beta)
@@ -66,14 +68,17 @@ def test_no_point_of_the_ball_has_a_larger_loss(p, fusion):
 
 
 def test_it_is_the_mix_of_two_bounds():
-    x, y, beta = XS[0], 1, 0.3
-    rows = bound.margins(lambda x: apply(PARAMS, x), y)
-    ball = bound.Ball(x, 0.1)
-    low = beta * bound.crown_ibp(rows)(ball).lower
-    low = low + (1 - beta) * bound.ibp(rows)(ball).lower
-    want = jnp.log1p(jnp.exp(-low).sum())
-    got = bound.robust_loss(apply)(PARAMS, x, y, 0.1, beta)
-    np.testing.assert_allclose(got, want, rtol=1e-5)
+    y, beta = 1, 0.3
+
+    def run(x):
+        rows = bound.margins(lambda x: apply(PARAMS, x), y)
+        ball = bound.Ball(x, 0.1)
+        low = beta * bound.crown_ibp(rows)(ball).lower
+        low = low + (1 - beta) * bound.ibp(rows)(ball).lower
+        want = jnp.log1p(jnp.exp(-low).sum())
+        return bound.robust_loss(apply)(PARAMS, x, y, 0.1, beta), want
+
+    np.testing.assert_allclose(*jax.jit(run)(XS[0]), rtol=1e-5)
 
 
 def test_one_row_is_looser_than_one_a_margin_and_survives_large_logits():
@@ -102,9 +107,10 @@ def test_gradients_are_finite_differences(x64):
     xs = XS.astype(jnp.float64)
     for fusion in (False, True):
         total = lambda p: compiled(fusion=fusion)(p, xs, YS, 0.05, 0.5).sum()  # noqa: B023, E731
-        got = optax.tree.vdot(jax.grad(total)(params), direction)
+        run = jax.jit(jax.value_and_grad(total))
+        got = optax.tree.vdot(run(params)[1], direction)
         up, down = (
-            total(jax.tree.map(lambda w, d, t=t: w + t * d, params, direction))
+            run(jax.tree.map(lambda w, d, t=t: w + t * d, params, direction))[0]
             for t in (1e-6, -1e-6)
         )
         np.testing.assert_allclose(got, (up - down) / 2e-6, rtol=1e-4)
@@ -148,8 +154,7 @@ def test_training_certifies_what_plain_training_does_not():
     def train(robust):
         def step(i, carry):
             params, state = carry
-            radius = eps(i) if robust else 0.0
-            grads = jax.grad(mean_loss)(params, xs, ys, radius, beta(i))
+            grads = jax.grad(mean_loss)(params, xs, ys, robust * eps(i), beta(i))
             updates, state = optimizer.update(grads, state)
             return optax.apply_updates(params, updates), state
 
@@ -160,10 +165,11 @@ def test_training_certifies_what_plain_training_does_not():
         rows = bound.margins(lambda x: apply(params, x), y)
         return (bound.crown(rows)(bound.Ball(x, 0.2)).lower > 0).all()
 
-    shares = []
-    for robust in (True, False):
-        params = jax.jit(train, static_argnums=0)(robust)
-        shares.append(jax.vmap(certified, (None, 0, 0))(params, xs, ys).mean())
+    @jax.jit
+    def share(robust):
+        return jax.vmap(certified, (None, 0, 0))(train(robust), xs, ys).mean()
+
+    shares = share(1.0), share(0.0)
     assert shares[0] > 0.9 > shares[1]
 
 

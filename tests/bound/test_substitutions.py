@@ -99,16 +99,18 @@ EXACT = {
 }
 
 
-@pytest.mark.parametrize("name", EXACT)
-def test_intervals_of_single_words_and_of_their_sums_are_exact(name, x64):
-    fn = EXACT[name]
-    for budget in (0, 2):
-        s = words(3, budget, dtype=jnp.float64)
-        values = jax.vmap(fn)(sentences(s))
-        got = jax.jit(bound.ibp(fn))(s)
-        assert (got.lower <= values.min(0)).all() and (values.max(0) <= got.upper).all()
-        np.testing.assert_allclose(got.lower, values.min(0), rtol=1e-6, atol=1e-6)
-        np.testing.assert_allclose(got.upper, values.max(0), rtol=1e-6, atol=1e-6)
+def check_holds(bounds, values):
+    assert (bounds.lower[None] <= values).all() and (values <= bounds.upper[None]).all()
+
+
+@pytest.mark.parametrize("name, budget", [*((name, 2) for name in EXACT), ("words", 0)])
+def test_intervals_of_single_words_and_of_their_sums_are_exact(name, budget, x64):
+    fn, s = EXACT[name], words(3, budget, dtype=jnp.float64)
+    run = jax.jit(lambda s, xs: (bound.ibp(fn)(s), jax.vmap(fn)(xs)))
+    got, values = run(s, sentences(s))
+    check_holds(got, values)
+    np.testing.assert_allclose(got.lower, values.min(0), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(got.upper, values.max(0), rtol=1e-6, atol=1e-6)
 
 
 def attention(x):
@@ -116,37 +118,46 @@ def attention(x):
     return jax.nn.relu(mixed @ V) @ V.T + jnp.cumsum(x, 0)[2]
 
 
-@pytest.mark.parametrize("method", [bound.ibp, bound.crown_ibp, bound.crown])
-def test_no_sentence_escapes_where_words_meet(method):
-    for budget in (0, 2):
-        s = words(5, budget)
-        values = jax.vmap(attention)(sentences(s))
-        got = jax.jit(method(attention))(s)
-        assert (got.lower[None] <= values).all() and (values <= got.upper[None]).all()
-        if not budget and method is bound.crown:
-            np.testing.assert_allclose(got.upper, values[0], rtol=1e-4, atol=1e-4)
+@jax.jit
+def attention_bounds(s):
+    return [m(attention)(s) for m in (bound.ibp, bound.crown_ibp, bound.crown)]
 
 
-@pytest.mark.parametrize("name", ["forward", "alpha_crown"])
-def test_the_other_methods_hold_and_grow_with_the_budget(name):
+def test_no_sentence_escapes_where_words_meet():
+    s = words(5, 2)
+    values = jax.jit(jax.vmap(attention))(sentences(s))
+    for got in attention_bounds(s):
+        check_holds(got, values)
+
+
+def test_no_budget_gives_the_value():
+    s = words(5, 0)
+    got, value = jax.jit(lambda s: (bound.crown(attention)(s), attention(s.base)))(s)
+    assert (got.lower <= value).all() and (value <= got.upper).all()
+    np.testing.assert_allclose(got.upper, value, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name, budgets", [("forward", (0, 1, T)), ("alpha_crown", (1, T))]
+)
+def test_the_other_methods_hold_and_grow_with_the_budget(name, budgets):
     fn = lambda x: jax.nn.relu(jnp.einsum("td,tdn->n", x, W)) @ V.T  # noqa: E731
     widths = []
-    for budget in (0, 1, T):
+    for budget in budgets:
         s = words(6, budget)
-        values = jax.vmap(fn)(sentences(s))
+        values = jax.jit(jax.vmap(fn))(sentences(s))
         got = jax.jit(getattr(bound, name)(fn))(s)
-        assert (got.lower[None] <= values).all() and (values <= got.upper[None]).all()
+        check_holds(got, values)
         widths.append(float((got.upper - got.lower).mean()))
-    assert widths[0] < 1e-3 < widths[1] < widths[2]
+    assert (np.diff(widths) > 0).all() and 1e-3 < widths[-2]
+    assert (widths[0] < 1e-3) == (0 in budgets)
 
 
 def test_what_is_not_valid_never_counts():
-    run = jax.jit(bound.crown(attention))
-    want = run(words(2, 1, 0.0))
+    want = attention_bounds(words(2, 2, 0.0))
     for junk in (jnp.nan, jnp.inf, 1e3):
-        got = run(words(2, 1, junk))
-        np.testing.assert_array_equal(got.lower, want.lower)
-        np.testing.assert_array_equal(got.upper, want.upper)
+        got = attention_bounds(words(2, 2, junk))
+        jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
 def test_gradients_pass_by_what_is_not_valid():
@@ -194,7 +205,8 @@ def test_the_reference_sentence_with_all_its_candidates(shared, x64):
         x, candidates, slopes = (g[k][full] for k in ("x", "candidates", "A"))
         for budget in (1, 2, 3):
             s = bound.Substitutions(x, candidates, valid[full], budget)
-            got = bound.crown(lambda x: jnp.einsum("std,td->s", slopes, x))(s)
+            fn = lambda x: jnp.einsum("std,td->s", slopes, x)  # noqa: E731
+            got = jax.jit(bound.crown(fn))(s)
             want = g[f"budget{budget}.lb"][full]
             np.testing.assert_allclose(got.lower, want, rtol=1e-9)
 
