@@ -167,8 +167,8 @@ def test_margins_merge_into_the_last_layer():
     p = params()
     rows = bound.margins(lambda x: net(p, x), 1)
     np.testing.assert_allclose(rows(X), (net(p, X)[1] - net(p, X))[jnp.array([0, 2])])
-    merged = {m: METHODS[m](rows)(bound.Ball(X, 0.1)).lower for m in METHODS}
-    logits = bound.ibp(lambda x: net(p, x))(bound.Ball(X, 0.1))
+    merged = {m: jax.jit(METHODS[m](rows))(bound.Ball(X, 0.1)).lower for m in METHODS}
+    logits = jax.jit(bound.ibp(lambda x: net(p, x)))(bound.Ball(X, 0.1))
     apart = logits.lower[1] - logits.upper[jnp.array([0, 2])]
     assert (merged["ibp"] > apart).all()
     assert (merged["crown"] >= merged["ibp"]).all()
@@ -177,7 +177,7 @@ def test_margins_merge_into_the_last_layer():
 def test_composes_with_jit_vmap_grad_and_shard_map():
     p, xs = params(), jax.random.normal(jax.random.key(4), (8, 5))
     one = lambda x: bound.crown_ibp(lambda x: net(p, x))(bound.Ball(x, 0.1)).lower  # noqa: E731
-    want = jnp.stack([one(x) for x in xs])
+    want = jnp.stack([jax.jit(one)(x) for x in xs])
     np.testing.assert_allclose(jax.jit(jax.vmap(one))(xs), want, rtol=1e-5, atol=1e-5)
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
     spec = P("data")
