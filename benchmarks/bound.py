@@ -15,6 +15,12 @@ most keep it, as in trained nets.
 `train` rows are a value and gradient in the weights: what a certified training step
 costs; the floor there is the plain loss's. The first row is the machine's matrix
 product.
+
+Some of the last results, one x86_64 core at 153 GFLOP/s, jax 0.10, auto_LiRPA 0.7.1,
+CPU ms, ours and theirs, CROWN at B = 1 and 32: MLP 2.6 and 6.9, 67 and 142; settled MLP
+1.6 and 5.5, 36 and 81; settled CNN 10 and 20, 275 and 693, where the account of
+rounding makes ours 1.17 times as wide; transformer at B = 1 232 and 342, there 1.8
+times as wide.
 """
 
 from collections.abc import Callable, Iterator
