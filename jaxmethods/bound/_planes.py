@@ -65,9 +65,8 @@ def signed(lines: Lines, *, once: bool = True) -> SignedLines:
     """
     below, base, above, top = lines
     parts = (below + above, below - above, base + top, base - top)
-    if not once:
-        return SignedLines(*(part / 2 for part in parts))
-    return SignedLines(*materialized([part / 2 for part in parts]))
+    halves = [part / 2 for part in parts]
+    return SignedLines(*(materialized(halves) if once else halves))
 
 
 class Planes(NamedTuple):

@@ -15,6 +15,7 @@ feature map and each row reads a small window. All of them have
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -56,8 +57,32 @@ class Dense:
         return self.values
 
 
+class SingleEntries(ABC):
+    """Rows that read one entry of a value each."""
+
+    @property
+    @abstractmethod
+    def flat(self) -> Any:
+        """The coefficients (R,)."""
+
+    @abstractmethod
+    def spread(self, x: Any) -> Any:
+        """An array (R,)."""
+
+    def collect(self, x: Any, fold: Callable[..., Any] = jnp.sum) -> Any:
+        """Nothing to fold: each row reads one entry."""
+        del fold
+        return x
+
+    def inner(self, x: Any) -> Any:
+        """The product of each row with a value: (R,)."""
+        return self.flat * self.spread(x)
+
+    inner_shared = inner
+
+
 @dataclass(frozen=True)
-class Diagonal:
+class Diagonal(SingleEntries):
     """A row for each entry of a value; `values` has the value's shape."""
 
     values: Any
@@ -71,17 +96,6 @@ class Diagonal:
         """An array (R,)."""
         return x.reshape(-1)
 
-    def collect(self, x: Any, fold: Callable[..., Any] = jnp.sum) -> Any:
-        """Nothing to fold: each row reads one entry."""
-        del fold
-        return x
-
-    def inner(self, x: Any) -> Any:
-        """The product of each row with a value: (R,)."""
-        return self.flat * self.spread(x)
-
-    inner_shared = inner
-
     def dense(self) -> Any:
         """The coefficients (R, *shape)."""
         flat = self.flat
@@ -90,7 +104,7 @@ class Diagonal:
 
 
 @dataclass(frozen=True)
-class Entries:
+class Entries(SingleEntries):
     """A row for some entries of a value.
 
     Attributes:
@@ -112,17 +126,6 @@ class Entries:
         """An array (R,)."""
         return x.reshape(-1)[self.index]
 
-    def collect(self, x: Any, fold: Callable[..., Any] = jnp.sum) -> Any:
-        """Nothing to fold: each row reads one entry."""
-        del fold
-        return x
-
-    def inner(self, x: Any) -> Any:
-        """The product of each row with a value: (R,)."""
-        return self.values * self.spread(x)
-
-    inner_shared = inner
-
     def dense(self) -> Any:
         """The coefficients (R, *shape)."""
         place = jnp.arange(math.prod(self.shape))[None]
@@ -130,8 +133,7 @@ class Entries:
         return rows.reshape(-1, *self.shape)
 
 
-SingleEntries = Diagonal | Entries  # each row reads one entry
-Rows = Dense | SingleEntries | Patches
+Rows = Dense | Diagonal | Entries | Patches
 
 
 def with_flat(rows: Kind, flat: Any) -> Kind:

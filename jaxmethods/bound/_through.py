@@ -98,7 +98,7 @@ def _scaled(node: Node, rows: Rows, position: int) -> Rows:
     return with_flat(rows, rows.flat * rows.spread(factor))
 
 
-def _single_entries_through(node: Node, rows: SingleEntries) -> list[Rows] | None:
+def _single_entries_through(node: Node, rows: Diagonal | Entries) -> list[Rows] | None:
     variable = node.variables[0]
     if node.name in RESHAPED and variable.aval.size == node.outputs[0].aval.size:
         if isinstance(rows, Entries):
@@ -120,7 +120,7 @@ def is_local(node: Node) -> bool:
     return node.inputs[0].shape[node.params["dimension_numbers"].lhs_spec[0]] == 1
 
 
-def _weights(node: Node, rows: SingleEntries) -> list[Rows] | None:
+def _weights(node: Node, rows: Diagonal | Entries) -> list[Rows] | None:
     """The rows of a matrix product whose variable operand is contracted entirely."""
     contracted, batch = node.params["dimension_numbers"]
     side = 0 if isinstance(node.inputs[0], Variable) else 1
