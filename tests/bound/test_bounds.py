@@ -174,6 +174,28 @@ def test_margins_merge_into_the_last_layer():
     assert (merged["crown"] >= merged["ibp"]).all()
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_no_tiny_value_escapes_in_half_precision(dtype):
+    rng = np.random.default_rng(0)
+    w, v = (jnp.asarray(0.1 * rng.normal(size=s), dtype) for s in ((6, 40), (40, 3)))
+    for fn, scale in ((lambda x: jax.nn.relu(x @ w) @ v, 1e-7), (jax.nn.softmax, 8)):
+
+        @jax.jit
+        def run(box, points, fn=fn):
+            found = [method(fn)(box) for method in (bound.ibp, bound.crown)]
+            return found, jax.vmap(fn)(points)
+
+        for _ in range(12):
+            low, width = rng.normal(size=6) * scale, rng.uniform(size=6) * scale
+            low, high = (np.asarray(end, dtype) for end in (low, low + width))
+            share = np.round(rng.uniform(size=(200, 6)), 1)
+            points = np.clip(np.asarray(low + share * (high - low), dtype), low, high)
+            found, values = run(bound.Box(low, high), points)
+            for bounds in found:
+                assert (bounds.lower <= values.min(0)).all()
+                assert (values.max(0) <= bounds.upper).all()
+
+
 def test_composes_with_jit_vmap_grad_and_shard_map():
     p, xs = params(), jax.random.normal(jax.random.key(4), (8, 5))
     one = lambda x: bound.crown_ibp(lambda x: net(p, x))(bound.Ball(x, 0.1)).lower  # noqa: E731
