@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from ..core import Variable, check_choice, check_integer, describe
 from ._alpha import optimized
-from ._backward import Pass, backward, proven
+from ._backward import Pass, backward
+from ._chunks import prove
 from ._flow import Flow
 from ._forward import Forward
 from ._products import without_nan
@@ -113,7 +114,9 @@ def forward(fn: Callable[..., Any]) -> Callable[..., Bounds]:
     return bounded
 
 
-def crown_ibp(fn: Callable[..., Any], *, side: str = "both") -> Callable[..., Bounds]:
+def crown_ibp(
+    fn: Callable[..., Any], *, side: str = "both", chunk: int | None = None
+) -> Callable[..., Bounds]:
     """Linear bounds from the outputs back to the sets, over interval bounds inside.
 
     The bound to train with: intervals for the values inside, one backward pass for the
@@ -122,12 +125,16 @@ def crown_ibp(fn: Callable[..., Any], *, side: str = "both") -> Callable[..., Bo
     Args:
         fn: As for `ibp`.
         side: "lower", "upper" or "both"; the side not asked for is sound, not tight.
+        chunk: How many rows (entries of a value that is bounded) a pass carries at
+            most, to save memory: a row is as large as the widest value below it. None
+            for all at once.
 
     Returns:
         `bounded(*args) -> Bounds`, as for `ibp`.
 
     Raises:
-        ValueError: An unknown side; else as `ibp`.
+        ValueError: An unknown side, or a chunk below 1; else as `ibp`.
+        TypeError: `chunk` is neither None nor an integer; else as `ibp`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -140,10 +147,12 @@ def crown_ibp(fn: Callable[..., Any], *, side: str = "both") -> Callable[..., Bo
     References:
         Zhang et al. 2020, arXiv:1906.06316; Xu et al. 2020, arXiv:2002.12920.
     """
-    return _linear(fn, "crown_ibp", side)
+    return _linear(fn, "crown_ibp", side, chunk)
 
 
-def crown(fn: Callable[..., Any], *, side: str = "both") -> Callable[..., Bounds]:
+def crown(
+    fn: Callable[..., Any], *, side: str = "both", chunk: int | None = None
+) -> Callable[..., Bounds]:
     """Linear bounds from every value that needs one back to the sets.
 
     As `crown_ibp`, with a backward pass for each nonlinear operation's operand in place
@@ -152,12 +161,13 @@ def crown(fn: Callable[..., Any], *, side: str = "both") -> Callable[..., Bounds
     Args:
         fn: As for `ibp`.
         side: As for `crown_ibp`.
+        chunk: As for `crown_ibp`.
 
     Returns:
         `bounded(*args) -> Bounds`, as for `ibp`; elementwise never looser.
 
     Raises:
-        ValueError: An unknown side; else as `ibp`.
+        As `crown_ibp`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -169,7 +179,7 @@ def crown(fn: Callable[..., Any], *, side: str = "both") -> Callable[..., Bounds
     References:
         Zhang et al. 2018, arXiv:1811.00866; Xu et al. 2020, arXiv:2002.12920.
     """
-    return _linear(fn, "crown", side)
+    return _linear(fn, "crown", side, chunk)
 
 
 def alpha_crown(
@@ -178,6 +188,7 @@ def alpha_crown(
     num_steps: int = 20,
     side: str = "both",
     num_rows: int = 64,
+    chunk: int | None = None,
 ) -> Callable[..., Bounds]:
     """`crown` with the free choices of its relaxations optimised.
 
@@ -190,13 +201,14 @@ def alpha_crown(
         side: As for `crown_ibp`; the two sides are optimised apart.
         num_rows: For how many entries of each value inside, at most, choices are
             optimised; those where it matters most are taken.
+        chunk: As for `crown_ibp`, for the bounds to start from.
 
     Returns:
         `bounded(*args) -> Bounds`, as for `ibp`; elementwise never looser than `crown`.
 
     Raises:
-        ValueError: An unknown side, or a negative number; else as `ibp`.
-        TypeError: `num_steps` or `num_rows` is no integer.
+        ValueError: An unknown side, or a number that is too small; else as `ibp`.
+        TypeError: `num_steps`, `num_rows` or `chunk` is no integer; else as `ibp`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -213,13 +225,15 @@ def alpha_crown(
     check_choice(side, SIDES, "side")
     check_integer(num_steps, "num_steps", 0)
     check_integer(num_rows, "num_rows", 1)
+    _check_chunk(chunk)
 
     @functools.wraps(fn)
     def bounded(*args: Any) -> Bounds:
         refined: list[Variable] = []
-        flow = walk(fn, args, "bound.alpha_crown", linear=True, refined=refined)
+        name = "bound.alpha_crown"
+        flow = walk(fn, args, name, linear=True, refined=refined, chunk=chunk)
         best = {
-            v: meet(flow.bounds[v], proven(flow, v, side))
+            v: meet(flow.bounds[v], prove(flow, v, side, chunk))
             for v in flow.graph.outputs
             if isinstance(v, Variable)
             and v not in flow.settled
@@ -246,19 +260,27 @@ def alpha_crown(
     return bounded
 
 
-def _linear(fn: Callable[..., Any], method: str, side: str) -> Callable[..., Bounds]:
+def _check_chunk(chunk: int | None) -> None:
+    if chunk is not None:
+        check_integer(chunk, "chunk", 1)
+
+
+def _linear(
+    fn: Callable[..., Any], method: str, side: str, chunk: int | None
+) -> Callable[..., Bounds]:
     check_choice(side, SIDES, "side")
+    _check_chunk(chunk)
 
     @functools.wraps(fn)
     def bounded(*args: Any) -> Bounds:
         refined = [] if method == "crown" else None
-        flow = walk(fn, args, f"bound.{method}", linear=True, refined=refined)
+        name = f"bound.{method}"
+        flow = walk(fn, args, name, linear=True, refined=refined, chunk=chunk)
 
         def best(v: Variable) -> Bounds:
             if v in flow.settled or not jnp.issubdtype(v.dtype, jnp.floating):
                 return flow.bounds[v]
-            found = proven(flow, v, side)
-            return meet(flow.bounds[v], found)
+            return meet(flow.bounds[v], prove(flow, v, side, chunk))
 
         return _collect(flow, best)
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..core import Variable, is_affine
+from ._chunks import refine
 from ._flow import (
     Flow,
     floating,
@@ -13,7 +14,6 @@ from ._flow import (
     visit,
 )
 from ._forward import Forward
-from ._needed import refine
 from ._sets import meet
 from ._trace import trace
 
@@ -25,11 +25,12 @@ def walk(
     *,
     linear: bool = False,
     refined: list[Variable] | None = None,
+    chunk: int | None = None,
 ) -> Flow:
     """Visits all nodes.
 
-    Where `refined` is a list backward passes bound what nonlinear nodes read; it gets
-    the values that they bound.
+    Where `refined` is a list backward passes bound what nonlinear nodes read, `chunk`
+    rows at a time; it gets the values that they bound.
     """
     graph, region = trace(fn, args, unroll=linear)
     flow, known = start(graph, region, method)
@@ -39,7 +40,7 @@ def walk(
         if refined is not None and not is_affine(node):
             for v in floating(node):
                 if v not in flow.settled:
-                    flow.bounds[v] = meet(flow.bounds[v], refine(flow, v))
+                    flow.bounds[v] = meet(flow.bounds[v], refine(flow, v, chunk))
                     flow.settled.add(v)
                     refined.append(v)
         visit(flow, known, node)

@@ -1,4 +1,4 @@
-"""Backward passes for undecided entries alone: the same bounds, mapped or not."""
+"""Backward passes for some rows at a time: the same bounds, mapped or not."""
 
 import itertools
 
@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
 from jaxmethods import bound
-from jaxmethods.bound import _needed as needed
+from jaxmethods.bound import _chunks as chunks
 from jaxmethods.bound._rows import Dense, Entries
 
 RNG = np.random.default_rng(0)
@@ -48,7 +48,7 @@ def test_as_tight_as_passes_from_every_entry(act, x64, monkeypatch):
     weights, x = jax.tree.map(lambda a: a.astype(float), (WEIGHTS, X[:2]))
     run = lambda: jax.jit(jax.vmap(lambda x: lower(weights, x, 0.1, ACTIVATIONS[act])))  # noqa: E731
     some = run()(x)
-    monkeypatch.setattr(needed, "_ROWS", 10**9)
+    monkeypatch.setattr(chunks, "_ROWS", 10**9)
     every = run()(x)
     width = jax.vmap(lambda x: net(weights, x, ACTIVATIONS[act]))(x) - every
     # Entries whose interval decides them keep it, which a later interval may feel.
@@ -118,3 +118,45 @@ def test_gradients_are_those_of_finite_differences(x64):
         return jax.vmap(lower, (None, 0, None))(weights, x, eps).sum()
 
     check_grads(jax.jit(total), (weights, x, 0.1), 1, eps=1e-6, rtol=1e-4)
+
+
+def convolved(x, act):
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    kernel = WEIGHTS[1].reshape(-1)[:108].reshape(3, 3, 2, 6)
+    x = x.reshape(1, 5, 5, 2)
+    x = jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=dimensions
+    )
+    return act(act(x).reshape(-1) @ WEIGHTS[1].reshape(-1)[:2100].reshape(150, 14))
+
+
+@pytest.mark.parametrize(
+    ("act", "side"), [(jnp.tanh, "both"), (jnp.tanh, "lower"), (jax.nn.relu, "upper")]
+)
+def test_chunks_of_rows_change_nothing(act, side):
+    x = bound.Ball(jnp.asarray(RNG.normal(size=50), jnp.float32), 0.05)
+    fn = lambda x: convolved(x, act)  # noqa: E731
+    want, got = (
+        jax.jit(bound.crown(fn, side=side, chunk=chunk))(x) for chunk in (None, 4)
+    )
+    np.testing.assert_allclose(got.lower, want.lower, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got.upper, want.upper, rtol=1e-4, atol=1e-5)
+
+
+def test_chunks_of_rows_save_memory():
+    weights = jnp.asarray(RNG.normal(size=(300, 300)) / 300, jnp.float32)
+    fn = lambda x: jnp.tanh(jnp.tanh(x @ weights) @ weights)  # noqa: E731
+    x = bound.Ball(jnp.zeros(300), 0.1)
+    some, whole = (
+        jax.jit(bound.crown(fn, chunk=c)).lower(x).compile().memory_analysis()
+        for c in (10, None)
+    )
+    assert some.temp_size_in_bytes < whole.temp_size_in_bytes / 5
+
+
+@pytest.mark.parametrize("method", [bound.crown, bound.crown_ibp, bound.alpha_crown])
+def test_a_chunk_is_a_number_of_rows(method):
+    with pytest.raises(ValueError, match="chunk is 0; wanted at least 1"):
+        method(jnp.tanh, chunk=0)
+    with pytest.raises(TypeError, match="wanted a Python int"):
+        method(jnp.tanh, chunk=2.0)
