@@ -24,14 +24,15 @@ from ..core import Variable, is_affine
 from ._backward import backward_from, least_value, nodes_below
 from ._flow import (
     Flow,
+    error_of_inputs,
     floating,
-    magnitude_of_inputs,
     prepare_backward,
     prepared,
     start,
     visit,
 )
 from ._planes import Lines
+from ._rounding import lowered
 from ._rows import Dense
 from ._sets import Bounds, meet
 
@@ -156,7 +157,7 @@ class _Problem:
         known_bounds = {v: freeze(b) for v, b in base.bounds.items()}
         flow, known = start(base.graph, base.region, base.method)
         flow.free_choices = True
-        magnitude_of_inputs(flow)
+        error_of_inputs(flow)
         for node in base.graph.nodes:
             if not is_affine(node):
                 for v in floating(node):
@@ -253,7 +254,7 @@ def least_of_rows(
             state.rows[x].dense()[0] if x in state.rows else jnp.zeros(x.shape, x.dtype)
             for x in flow.graph.inputs
         ]
-        return least_value(flow, state)[0], slopes
+        return lowered(least_value(flow, state)[0], v.dtype), slopes
 
     return jax.vmap(one)(rows, choices, [r for _, r in added])
 

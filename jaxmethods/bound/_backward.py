@@ -12,7 +12,7 @@ References:
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from ..core import Node, Variable, is_affine
 from ._flow import Flow, floating
 from ._planes import Prepared, SignedLines, constant
+from ._rounding import lowered
 from ._rows import Diagonal, Rows, absolute, add, both_signs, negated
 from ._sets import Bounds, meet
 from ._through import part_at_lines, through_affine, through_lines, through_planes
@@ -93,7 +94,9 @@ def backward_from(
             continue
         if is_affine(node):
             folded = node.outputs[0] in flow.folded and node.outputs[0] is not start
-            _through_affine(state, node, rows, None if folded else flow.offsets[node])
+            _through_affine(
+                flow, state, node, rows, None if folded else flow.offsets[node]
+            )
             continue
         state.rows.update(
             (v, r) for v, r in zip(node.outputs, rows, strict=True) if r is not None
@@ -107,9 +110,18 @@ def backward_from(
 
 
 def _account_for_rounding(flow: Flow, state: Pass, v: Variable, rows: Rows) -> None:
-    terms, error = flow.magnitudes[v]
-    lost = error * absolute(rows).inner(terms)
+    lost = absolute(rows).inner(flow.errors[v])
     state.slack = state.slack + jax.lax.stop_gradient(lost)
+
+
+def _add_to_bias(state: Pass, bias: Any) -> None:
+    state.bias = state.bias + bias
+    state.slack = state.slack + _rounded(state.bias)
+
+
+def _rounded(x: Any) -> Any:
+    """What one sum loses to rounding."""
+    return jnp.abs(jax.lax.stop_gradient(x)) * jnp.finfo(x.dtype).eps
 
 
 def _part(state: Pass) -> None:
@@ -121,14 +133,20 @@ def _part(state: Pass) -> None:
 
 
 def _through_affine(
-    state: Pass, node: Node, rows: list[Rows | None], added: list[Any] | None
+    flow: Flow,
+    state: Pass,
+    node: Node,
+    rows: list[Rows | None],
+    added: list[Any] | None,
 ) -> None:
     if added is not None:
         for r, a in zip(rows, added, strict=True):
             if r is not None:
-                state.bias = state.bias + r.inner(a)
+                _add_to_bias(state, r.inner(a))
     below = through_affine(node, rows)
     for v, r in zip(node.variables, below, strict=True):
+        if v in flow.landmarks:
+            _account_for_rounding(flow, state, v, r)
         state.rows[v] = add(state.rows.get(v), r)
 
 
@@ -155,7 +173,7 @@ def _through_nonlinear(
         for v, r in zip(inputs, below, strict=True):
             if r is not None:
                 _account_for_rounding(flow, state, v, r)
-    state.bias = state.bias + bias
+    _add_to_bias(state, bias)
     for v, r in zip(inputs, below, strict=True):
         if r is not None:
             state.rows[v] = add(state.rows.get(v), r)
@@ -163,7 +181,8 @@ def _through_nonlinear(
 
 def least_value(flow: Flow, state: Pass) -> Any:
     """The least value over the sets that a pass proves for each of its rows."""
-    return state.bias - state.slack + flow.region.minimum(state.rows)
+    least = jnp.asarray(flow.region.minimum(state.rows), state.bias.dtype)
+    return state.bias - (state.slack + _rounded(state.bias) + _rounded(least)) + least
 
 
 def proven(flow: Flow, start: Variable, side: str, first: Rows | None = None) -> Bounds:
@@ -205,7 +224,7 @@ def nodes_below(flow: Flow, v: Variable) -> Iterator[Node]:
 
 def _concretized(flow: Flow, state: Pass, dtype: Any, side: str) -> Bounds:
     """The interval of each row, (R,); infinite on a side not asked for."""
-    least = _narrowed(least_value(flow, state), dtype)
+    least = lowered(least_value(flow, state), dtype)
     missing = jnp.full_like(least, jnp.inf)
     if side == "lower":
         return Bounds(least, missing)
@@ -215,14 +234,5 @@ def _concretized(flow: Flow, state: Pass, dtype: Any, side: str) -> Bounds:
         lower, upper = jnp.split(least, 2)
         return Bounds(lower, -upper)
     opposite = {v: negated(r) for v, r in state.rows.items()}
-    upper = -state.bias - state.slack + flow.region.minimum(opposite)
-    return Bounds(least, -_narrowed(upper, dtype))
-
-
-def _narrowed(least: Any, dtype: Any) -> Any:
-    """Lower ends in the dtype of what they bound, where a wider one was on the way."""
-    if least.dtype == dtype:
-        return least
-    info = jnp.finfo(dtype)
-    least = least.astype(dtype)
-    return least - (jnp.abs(least) * info.eps + info.tiny)
+    upper = least_value(flow, replace(state, rows=opposite, bias=-state.bias))
+    return Bounds(least, -lowered(upper, dtype))

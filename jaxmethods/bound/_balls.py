@@ -34,12 +34,14 @@ class Ball:
         center: An array or a pytree of arrays, floating.
         radius: At least 0. A scalar; for p = inf also one number an element: an array
             that broadcasts to `center`, or a pytree like it.
-        p: 1, 2 or inf. Static.
+        p: 1, 2 or inf. Static: a number, not an array.
 
     Raises:
-        ValueError: When bounds are asked for: p is no such norm; the radius is
-            negative or the centre is not finite, where the values are concrete.
-        TypeError: When bounds are asked for: `center` is not floating.
+        ValueError: When bounds are asked for: p is no such norm; `center` holds no
+            array; the radius does not fit it; the radius is negative or the center not
+            finite, where the values are concrete.
+        TypeError: When bounds are asked for: `center` is not floating, or the radius no
+            real number.
 
     Example:
         >>> from jaxmethods import bound
@@ -55,16 +57,22 @@ class Ball:
 
     def check(self) -> None:
         """Raises where the ball is none."""
-        check_choice(self.p, NORMS, "p of a Ball")
-        for leaf in jax.tree.leaves(self.center):
-            check_finite(leaf, "center of a Ball")
+        check_norm(self.p, "p of a Ball")
+        check_arrays(self.center, "center of a Ball")
+        own, wanted = map(jax.tree.structure, (self.radius, self.center))
+        is_one = jax.tree_util.all_leaves((self.radius,))
+        if not is_one and own != wanted:
+            raise ValueError(
+                f"radius and center of a Ball are built as {own} and {wanted}; wanted "
+                "the same structure, or one radius for all."
+            )
         for leaf in jax.tree.leaves(self.radius):
             check_nonnegative(leaf, "radius of a Ball")
-        if self.p != jnp.inf and np.shape(self.radius) != ():
+        if self.p != jnp.inf and not (is_one and np.shape(self.radius) == ()):
+            got = f"shape {np.shape(self.radius)}" if is_one else f"a structure {own}"
             raise ValueError(
-                f"radius of a Ball with p = {self.p} has shape "
-                f"{np.shape(self.radius)}; wanted a scalar: a radius per element "
-                "needs p = inf."
+                f"radius of a Ball with p = {self.p} has {got}; wanted a scalar: a "
+                "radius per element needs p = inf."
             )
         for leaf, radius in self._pairs():
             shape, wanted = np.shape(radius), np.shape(leaf)
@@ -122,8 +130,9 @@ class Box:
         upper: The same structure and shapes, at least `lower`; ends may be equal.
 
     Raises:
-        ValueError: When bounds are asked for: shapes differ, or an end is not finite or
-            `lower` exceeds `upper`, where the values are concrete.
+        ValueError: When bounds are asked for: structures or shapes differ; there is no
+            array; an end is not finite or `lower` exceeds `upper`, where the values are
+            concrete.
         TypeError: When bounds are asked for: an end is not floating.
 
     Example:
@@ -138,6 +147,14 @@ class Box:
 
     def check(self) -> None:
         """Raises where the box is none."""
+        own, other = map(jax.tree.structure, (self.lower, self.upper))
+        if own != other:
+            raise ValueError(
+                f"lower and upper of a Box are built as {own} and {other}; wanted the "
+                "same structure."
+            )
+        check_arrays(self.lower, "lower of a Box")
+        check_arrays(self.upper, "upper of a Box")
         low, high = jax.tree.leaves(self.lower), jax.tree.leaves(self.upper)
         if [np.shape(a) for a in low] != [np.shape(a) for a in high]:
             raise ValueError(
@@ -145,8 +162,6 @@ class Box:
                 f"{list(map(np.shape, high))}; wanted the same."
             )
         for a, b in zip(low, high, strict=True):
-            check_finite(a, "lower of a Box")
-            check_finite(b, "upper of a Box")
             known = is_concrete(a) and is_concrete(b)
             if known and np.any(np.asarray(a) > np.asarray(b)):
                 raise ValueError(
@@ -205,6 +220,26 @@ def broadcasts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
         return np.broadcast_shapes(shape, wanted) == wanted
     except ValueError:
         return False
+
+
+def check_norm(p: Any, name: str) -> None:
+    """Raises ValueError unless `p` is a norm; an array could not be static."""
+    if isinstance(p, bool) or not isinstance(p, int | float | np.number):
+        raise ValueError(
+            f"{name} is {describe(p)}; wanted a number, one of {list(NORMS)}."
+        )
+    check_choice(p, NORMS, name)
+
+
+def check_arrays(tree: Any, name: str) -> None:
+    """Raises unless a pytree holds arrays, and `check_finite` accepts them all."""
+    leaves = jax.tree.leaves(tree)
+    if not leaves:
+        raise ValueError(
+            f"{name} is {describe(tree)}, without an array; wanted at least one."
+        )
+    for leaf in leaves:
+        check_finite(leaf, name)
 
 
 def check_finite(x: Any, name: str) -> None:

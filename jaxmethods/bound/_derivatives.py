@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..core import check_choice, describe
-from ._balls import NORMS
+from ..core import check_choice, check_nonnegative, describe
+from ._balls import check_norm
 from ._bounds import Bounds
 from ._methods import crown, crown_ibp, forward, ibp
 from ._products import without_nan
@@ -62,6 +62,7 @@ def lipschitz(
 
     Raises:
         ValueError: An unknown norm or method; at the call, no set.
+        TypeError: At the call, a result is not floating.
         NotImplementedError: At the call, a derivative has an operation without a rule.
 
     Example:
@@ -76,7 +77,7 @@ def lipschitz(
         Shi, Wang, Zhang, Kolter, Hsieh. Efficiently computing local Lipschitz constants
         of neural networks via bound propagation. NeurIPS 2022, arXiv:2210.07394.
     """
-    check_choice(p, NORMS, "p")
+    check_norm(p, "p")
     check_choice(method, tuple(METHODS), "method")
 
     @functools.wraps(fn)
@@ -108,6 +109,7 @@ def monotonicity(
 
     Raises:
         ValueError: An unknown method, a negative tolerance; at the call, no set.
+        TypeError: The tolerance is no number; at the call, a result is not floating.
         NotImplementedError: At the call, a derivative has an operation without a rule.
 
     Example:
@@ -123,8 +125,7 @@ def monotonicity(
         arXiv:2011.10219.
     """
     check_choice(method, tuple(METHODS), "method")
-    if not tolerance >= 0:
-        raise ValueError(f"tolerance is {tolerance}; wanted 0 or more.")
+    check_nonnegative(tolerance, "tolerance")
 
     @functools.wraps(fn)
     def directions(region: Set) -> Monotonicity:
@@ -162,6 +163,12 @@ def _slopes(
         region = Box(*ends)
     x = region.placeholder
     outputs = jax.eval_shape(fn, x)
+    for leaf in jax.tree.leaves(outputs):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(
+                f"got a function that returns {describe(leaf)}; wanted floating "
+                "results: integers and truth values have no derivative."
+            )
     num_out, num_in = (
         sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (outputs, x)
     )

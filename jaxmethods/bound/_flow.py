@@ -8,13 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core import Graph, Node, Variable, is_affine, offset
+from ..core import Graph, Node, Variable, is_affine, linear_rule, offset
 from ._interval import absolute, interval
 from ._loops import interval_of_scan
 from ._materialized import materialized
-from ._planes import Family, Lines, Planes, Prepared, constant, signed
+from ._planes import Family, Lines, Planes, Prepared, signed
 from ._relaxations import relax
-from ._rounding import largest, num_terms, underflow, unit
+from ._rounding import SUMS, coarser, largest, num_terms, of_bound, underflow, unit
 from ._sets import Bounds
 from ._settled import Settled
 from ._trace import Region
@@ -34,8 +34,11 @@ class Flow:
         alternatives: What else a second pass puts there, for some nodes.
         families: What else might stand for it.
         free_choices: Whether passes choose from the families row by row.
-        magnitudes: For each variable the largest sum of absolute terms that a pass from
-            it may add up in the affine operations below it, and its relative error.
+        errors: For each variable what rounding loses at most in the affine operations
+            below it, down to landmarks, for a coefficient of one.
+        landmarks: The variables where passes pay for what is below, for all above.
+        sums: The variables with a sum in the affine operations below, up to landmarks.
+        summed: The variables that an affine sum reads.
         offsets: For each affine node its outputs at zero; None if zero.
         producers: The node that each variable comes from.
         num_readers: How many nodes and outputs read each variable.
@@ -48,10 +51,13 @@ class Flow:
     bounds: dict[Variable, Bounds] = field(default_factory=dict)
     settled: set[Variable] = field(default_factory=set)
     relaxations: dict[Node, Prepared] = field(default_factory=dict)
-    alternatives: dict[Node, Planes] = field(default_factory=dict)
+    alternatives: dict[Node, Prepared] = field(default_factory=dict)
     families: dict[Node, Family] = field(default_factory=dict)
     free_choices: bool = False
-    magnitudes: dict[Variable, tuple[Any, float]] = field(default_factory=dict)
+    errors: dict[Variable, Any] = field(default_factory=dict)
+    landmarks: set[Variable] = field(default_factory=set)
+    sums: set[Variable] = field(default_factory=set)
+    summed: set[Variable] = field(default_factory=set)
     offsets: dict[Node, Any] = field(default_factory=dict)
     producers: dict[Variable, Node] = field(default_factory=dict)
     num_readers: Counter[Variable] = field(default_factory=Counter)
@@ -81,7 +87,12 @@ def start(graph: Graph, region: Region, method: str) -> tuple[Flow, Settled]:
     read = [a for node in graph.nodes for a in node.variables]
     read += [a for a in graph.outputs if isinstance(a, Variable)]
     flow.num_readers = Counter(read)
+    flow.summed = {v for node in graph.nodes if _is_sum(node) for v in node.variables}
     return flow, known
+
+
+def _is_sum(node: Node) -> bool:
+    return is_affine(node) and (node.name in SUMS or linear_rule(node.name) is not None)
 
 
 def visit(flow: Flow, known: Settled, node: Node) -> None:
@@ -111,39 +122,35 @@ def _intervals(
 def prepare_backward(flow: Flow, node: Node) -> None:
     """Relaxes a visited node and notes what rounding may do in a pass through it."""
     if is_affine(node):
-        _magnitude_of_affine(flow, node)
+        _error_of_affine(flow, node)
         return
-    if not floating_outputs(node):
-        return
-    out = node.outputs[0]
     for v in (*floating(node), *floating_outputs(node)):
         flow.bounds[v] = materialized(flow.bounds[v])
-    bounds = [flow.bounds[v] for v in node.outputs]
-    if len(node.outputs) > 1:  # their intervals stand for them
-        for v in floating_outputs(node):
-            _note(flow, v, constant(flow.bounds[v]).terms, unit(16, v.dtype))
-        return
-    found = relax(node, operands(flow, node), bounds)
-    members: list[Any] = [found]
+    for v in floating_outputs(node):
+        flow.errors[v] = jnp.zeros_like(flow.bounds[v].lower)
+    if len(node.outputs) > 1 or not floating_outputs(node):
+        return  # intervals stand for them
+    found = relax(node, operands(flow, node), [flow.bounds[node.outputs[0]]])
     if isinstance(found, Family):
         flow.families[node] = found
-        members = [found.first(), *map(found.member, found.others)]
         if found.others:
-            flow.alternatives[node] = members[1]
-        if flow.free_choices:
-            members += found.extremes()
-    inputs = [flow.bounds[v] for v in floating(node)]
-    terms = functools.reduce(jnp.maximum, (m.magnitude(inputs) for m in members))
-    error = unit(out.aval.size, out.dtype) + unit(16, out.dtype)
-    _note(flow, out, terms, error)
-    flow.relaxations[node] = prepared(flow, node, members[0])
+            other = found.member(found.others[0])
+            flow.alternatives[node] = prepared(flow, node, other)
+        found = found.first()
+    flow.relaxations[node] = prepared(flow, node, found)
 
 
 def prepared(flow: Flow, node: Node, found: Lines | Planes) -> Prepared:
-    """What a backward pass applies in the place of a node."""
+    """What a backward pass applies in the place of a node, moved outward."""
+    (out,) = node.outputs
+    inputs = [flow.bounds[v] for v in floating(node)]
+    lost = _with_room(found.rounding(inputs, out.aval.size))
     if isinstance(found, Planes):
-        return found
-    return signed(_folded(flow, node, found), once=not flow.free_choices)
+        low, high = found.lower_bias - lost, found.upper_bias + lost
+        return found._replace(lower_bias=low, upper_bias=high)
+    below, base, above, top = found
+    lines = Lines(below, base - lost, above, top + lost)
+    return signed(_folded(flow, node, lines), once=not flow.free_choices)
 
 
 def _folded(flow: Flow, node: Node, lines: Lines) -> Lines:
@@ -155,9 +162,8 @@ def _folded(flow: Flow, node: Node, lines: Lines) -> Lines:
     """
     (v,) = floating(node)
     below, base, above, top = lines
-    terms, error = flow.magnitudes[v]
-    base = base - jnp.abs(below) * (error * terms)
-    top = top + jnp.abs(above) * (error * terms)
+    base = base - jnp.abs(below) * flow.errors[v]
+    top = top + jnp.abs(above) * flow.errors[v]
     producer = flow.producers.get(v)
     added = None if producer is None else flow.offsets.get(producer)
     alone = flow.num_readers[v] == 1 and not flow.free_choices
@@ -167,26 +173,45 @@ def _folded(flow: Flow, node: Node, lines: Lines) -> Lines:
     return Lines(below, base, above, top)
 
 
-def magnitude_of_inputs(flow: Flow) -> None:
-    """Notes the inputs' own magnitudes, before any node's."""
+def error_of_inputs(flow: Flow) -> None:
+    """Notes what the sum over the inputs loses, before any node."""
     size = sum(v.aval.size for v in flow.graph.inputs)
     for v in flow.graph.inputs:
-        _note(flow, v, largest(flow.bounds[v]), unit(size, v.dtype))
+        _note(flow, v, of_bound(size, v.dtype) * largest(flow.bounds[v]))
 
 
-def _note(flow: Flow, v: Variable, terms: Any, error: float) -> None:
-    """Notes a magnitude, with room for what some underflows may lose."""
-    terms = jnp.maximum(terms, 8 * underflow(v.dtype) / error)
-    flow.magnitudes[v] = jax.lax.stop_gradient(terms), error
+def _note(flow: Flow, v: Variable, error: Any) -> None:
+    flow.errors[v] = _with_room(error)
 
 
-def _magnitude_of_affine(flow: Flow, node: Node) -> None:
-    found = [flow.magnitudes[v] for v in node.variables]
-    terms = absolute(node)(*(terms for terms, _ in found))
+def _with_room(error: Any) -> Any:
+    """An error that holds what some underflows may lose."""
+    error = jax.lax.stop_gradient(error)
+    return jnp.maximum(error, 8 * underflow(error.dtype))
+
+
+def _error_of_affine(flow: Flow, node: Node) -> None:
     flow.offsets[node] = added = offset(node)
-    if added is not None:
-        terms = [t + jnp.abs(a) for t, a in zip(terms, added, strict=True)]
-    error = max(error for _, error in found)
-    for out, t in zip(node.outputs, terms, strict=True):
-        error_out = error + unit(num_terms(node), out.dtype)
-        _note(flow, out, t, error_out)
+    lost = [_lost_below(flow, node, v) for v in node.variables]
+    errors = absolute(node)(*lost)
+    for i, (out, error) in enumerate(zip(node.outputs, errors, strict=True)):
+        if added is not None:
+            summed = of_bound(out.aval.size, out.dtype)
+            error = error + summed * jnp.abs(added[i])
+        _note(flow, out, error)
+        inside = any(v in flow.sums - flow.landmarks for v in node.variables)
+        if inside or _is_sum(node):
+            flow.sums.add(out)
+            # Errors of sums of sums grow by the product of what cancels in each.
+            if out in flow.summed:
+                flow.landmarks.add(out)
+
+
+def _lost_below(flow: Flow, node: Node, v: Variable) -> Any:
+    """What a node and those below lose for a coefficient of one that arrives at v."""
+    forth = num_terms(node)
+    back = forth * max(1, sum(out.aval.size for out in node.outputs) // v.aval.size)
+    dtype = functools.reduce(coarser, (out.dtype for out in node.outputs), v.dtype)
+    error = unit(forth, dtype) / 2 + of_bound(back, dtype)
+    lost = error * largest(flow.bounds[v])
+    return lost if v in flow.landmarks else lost + flow.errors[v]

@@ -23,7 +23,7 @@ from ._flow import Flow, floating, floating_outputs, operands
 from ._interval import absolute
 from ._planes import Family, Lines, Planes, constant
 from ._relaxations import relax
-from ._rounding import largest, num_terms, unit
+from ._rounding import as_dtype, largest, num_terms, unit
 from ._rows import Dense
 from ._sets import Bounds, meet
 
@@ -144,7 +144,7 @@ class Forward:
             least.append(sign * found.reshape(v.shape))
         error = unit(self._reach.size, v.dtype) * sum(self._terms(span))
         error = jax.lax.stop_gradient(error)
-        return Bounds(least[0] - error, least[1] + error)
+        return as_dtype(Bounds(least[0] - error, least[1] + error), v.dtype)
 
 
 def _linear(node: Node, spans: Sequence[Span]) -> list[Span]:

@@ -24,7 +24,7 @@ import optax
 from ..core import Graph, Variable, is_affine
 from ._alpha import initial_choices, least_of_rows, places_below
 from ._counterexample import lowest_point
-from ._flow import Flow, floating, magnitude_of_inputs, prepare_backward, start, visit
+from ._flow import Flow, error_of_inputs, floating, prepare_backward, start, visit
 from ._needed import kink
 from ._planes import Lines
 from ._rounding import unit
@@ -222,7 +222,7 @@ def _restricted(
     graph, held = trace(rows, (region,))
     flow, known = start(graph, held, "bound.verify")
     flow.free_choices = True
-    magnitude_of_inputs(flow)
+    error_of_inputs(flow)
     values, empty = _splittable(graph), jnp.zeros((), bool)
     sizes = np.cumsum([v.aval.size for v in values])[:-1]
     given = [jnp.split(x, sizes) for x in (*root, *part)]

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core import is_concrete
+from ..core import describe, is_concrete
 from ._balls import Ball, Box, broadcasts, minimum_of_box, safe_sqrt
 from ._bounds import Bounds, meet
 from ._knapsack import Reach, least_in_l1, least_in_l2
@@ -56,9 +56,15 @@ class Intersection:
         """Raises where this is no set."""
         self.ball.check()
         self.box.check()
+        own, wanted = map(jax.tree.structure, (self.box.lower, self.ball.center))
+        if not jax.tree_util.all_leaves((self.box.lower,)) and own != wanted:
+            raise ValueError(
+                f"box and center of an Intersection are built as {own} and {wanted}; "
+                "wanted the same structure, or one array for all."
+            )
         centers = jax.tree.leaves(self.ball.placeholder)
         ends = jax.tree.leaves(self.box.lower)
-        fits = len(ends) in (1, len(centers)) and all(
+        fits = all(
             broadcasts(np.shape(e), c.shape)
             for e, c in zip(_repeated(ends, len(centers)), centers, strict=True)
         )
@@ -159,6 +165,26 @@ class Intersection:
         reach = Reach(nearest, lower, upper, centers, self._left())
         least = least_in_l1 if self.ball.p == 1 else least_in_l2
         return joined.collect(least(joined.flat, reach))
+
+
+def cut_off(ball: Ball, bounds: Any) -> Ball | Intersection:
+    """A ball without what is beyond the least and the largest value of an entry.
+
+    Args:
+        ball: Any ball.
+        bounds: The two, or None for the ball itself; integers count as floating.
+    """
+    if bounds is None:
+        return ball
+    try:
+        lower, upper = bounds
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"bounds is {describe(bounds)}; wanted the least and the largest value of "
+            "an entry, such as (0, 1)."
+        ) from None
+    ends = (float(e) if isinstance(e, int) else e for e in (lower, upper))
+    return Intersection(ball, Box(*ends))
 
 
 def _repeated(ends: list[Any], num: int) -> list[Any]:

@@ -37,7 +37,7 @@ from ._products import (
     without_nan,
 )
 from ._registry import registered_interval, remedy
-from ._rounding import SUMS, num_terms, outward, unit
+from ._rounding import SUMS, as_dtype, num_terms, outward, unit
 from ._sets import Bounds
 from ._softmax import interval_of_softmax
 
@@ -65,7 +65,8 @@ def interval(node: Node, operands: list[Any], method: str) -> list[Bounds]:
         operands = [_before_sum(node, x) for x in operands]
     bounds = rule(node, *operands)
     bounds = [bounds] if isinstance(bounds, Bounds) else list(bounds)
-    return [_outward(node, b) for b in bounds]
+    bounds = [_outward(node, b) for b in bounds]
+    return [as_dtype(b, v.dtype) for b, v in zip(bounds, node.outputs, strict=True)]
 
 
 def _outward(node: Node, bounds: Bounds) -> Bounds:

@@ -6,8 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from ..core import describe, is_concrete
+from ..core import check_floating, describe, is_concrete
 
 
 def margins(fn: Callable[..., Any], label: Any) -> Callable[..., jax.Array]:
@@ -24,9 +25,9 @@ def margins(fn: Callable[..., Any], label: Any) -> Callable[..., jax.Array]:
         `rows(*args) -> (n - 1,)`: logits[label] - logits[j], j ascending without label.
 
     Raises:
-        ValueError: `fn` returns anything but a vector, or the label is none of its
-            classes.
-        TypeError: The label is no integer scalar.
+        ValueError: `fn` returns anything but a vector of two entries or more, or the
+            label is none of its classes.
+        TypeError: The logits are not floating, or the label is no integer scalar.
 
     Example:
         >>> margins(lambda z: z, 1)(jnp.array([0.5, 2.0, 1.0]))
@@ -34,13 +35,19 @@ def margins(fn: Callable[..., Any], label: Any) -> Callable[..., jax.Array]:
     """
 
     @functools.wraps(fn)
-    def rows(*args: Any) -> jax.Array:
-        logits = fn(*args)
+    def rows(*args: Any, **kwargs: Any) -> jax.Array:
+        logits = fn(*args, **kwargs)
         if getattr(logits, "ndim", None) != 1:
             raise ValueError(
                 f"margins got {describe(logits)} from the function; wanted logits of "
                 "shape (n,): one example a call, batch with vmap."
             )
+        if logits.shape[0] < 2:
+            raise ValueError(
+                f"margins got {describe(logits)} from the function; wanted two classes "
+                "or more: for a sigmoid of one logit z return jnp.stack([0 * z, z])."
+            )
+        check_floating(logits, "the result of the function")
         _check_label(label, logits.shape[0])
         return differences(logits.shape[0], label, logits.dtype) @ logits
 
@@ -48,7 +55,8 @@ def margins(fn: Callable[..., Any], label: Any) -> Callable[..., jax.Array]:
 
 
 def _check_label(label: Any, num: int) -> None:
-    if jnp.shape(label) or not jnp.issubdtype(jnp.result_type(label), jnp.integer):
+    dtype = getattr(label, "dtype", None) or np.asarray(label).dtype
+    if np.shape(label) or not jnp.issubdtype(dtype, jnp.integer):
         raise TypeError(
             f"label is {describe(label)}; wanted one integer: batch with vmap."
         )

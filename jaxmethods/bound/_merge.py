@@ -50,7 +50,7 @@ def _merged(node: Node, producers: dict[Variable, Node]) -> Iterable[Node]:
     if node.name != "dot_general" or not is_affine(node):
         return [node]
     (out,), (variable,) = node.outputs, node.variables
-    if out.aval.size > variable.aval.size:
+    if out.aval.size > variable.aval.size or out.dtype != variable.dtype:
         return [node]
     start = through_affine(node, [Diagonal(jnp.ones(out.shape, out.dtype))])[0]
     found = _absorb(_Merged(variable, start, None, 0), producers)
@@ -80,6 +80,8 @@ def _absorb(found: _Merged, producers: dict[Variable, Node]) -> _Merged:
 def _may_be_absorbed(node: Node, found: _Merged) -> bool:
     """Whether a node is affine in one value and merging it makes nothing larger."""
     if not is_affine(node) or len(node.variables) != 1 or len(node.outputs) != 1:
+        return False
+    if node.variables[0].dtype != node.outputs[0].dtype:
         return False
     size = node.variables[0].aval.size
     if node.name in ("dot_general", "conv_general_dilated"):

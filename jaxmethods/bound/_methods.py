@@ -15,6 +15,7 @@ from ._flow import Flow
 from ._forward import Forward
 from ._products import without_nan
 from ._sets import Bounds, meet
+from ._trace import positional
 from ._walk import walk, walk_forward
 
 SIDES = ("lower", "upper", "both")
@@ -51,8 +52,8 @@ def ibp(fn: Callable[..., Any]) -> Callable[..., Bounds]:
 
     Returns:
         `bounded(*args) -> Bounds`, of the structure, shapes and dtype of `fn`. Any
-        argument, or any leaf of one (weights included), may be a `Ball` or a `Box`.
-        Traces `fn` at each call: jit it.
+        argument, by place or by name, or any leaf of one (weights included), may be a
+        `Ball` or a `Box`. Traces `fn` at each call: jit it.
 
     Raises:
         NotImplementedError: A primitive without a rule is reached by a set; the message
@@ -73,8 +74,8 @@ def ibp(fn: Callable[..., Any]) -> Callable[..., Bounds]:
     """
 
     @functools.wraps(fn)
-    def bounded(*args: Any) -> Bounds:
-        flow = walk(fn, args, "bound.ibp")
+    def bounded(*args: Any, **kwargs: Any) -> Bounds:
+        flow = walk(*positional(fn, args, kwargs), "bound.ibp")
         return _collect(flow, lambda v: flow.bounds[v])
 
     return bounded
@@ -107,8 +108,8 @@ def forward(fn: Callable[..., Any]) -> Callable[..., Bounds]:
     """
 
     @functools.wraps(fn)
-    def bounded(*args: Any) -> Bounds:
-        flow, _ = walk_forward(fn, args, "bound.forward")
+    def bounded(*args: Any, **kwargs: Any) -> Bounds:
+        flow, _ = walk_forward(*positional(fn, args, kwargs), "bound.forward")
         return _collect(flow, lambda v: flow.bounds[v])
 
     return bounded
@@ -228,10 +229,16 @@ def alpha_crown(
     _check_chunk(chunk)
 
     @functools.wraps(fn)
-    def bounded(*args: Any) -> Bounds:
+    def bounded(*args: Any, **kwargs: Any) -> Bounds:
         refined: list[Variable] = []
         name = "bound.alpha_crown"
-        flow = walk(fn, args, name, linear=True, refined=refined, chunk=chunk)
+        flow = walk(
+            *positional(fn, args, kwargs),
+            name,
+            linear=True,
+            refined=refined,
+            chunk=chunk,
+        )
         best = {
             v: meet(flow.bounds[v], prove(flow, v, side, chunk))
             for v in flow.graph.outputs
@@ -272,10 +279,16 @@ def _linear(
     _check_chunk(chunk)
 
     @functools.wraps(fn)
-    def bounded(*args: Any) -> Bounds:
+    def bounded(*args: Any, **kwargs: Any) -> Bounds:
         refined = [] if method == "crown" else None
         name = f"bound.{method}"
-        flow = walk(fn, args, name, linear=True, refined=refined, chunk=chunk)
+        flow = walk(
+            *positional(fn, args, kwargs),
+            name,
+            linear=True,
+            refined=refined,
+            chunk=chunk,
+        )
 
         def best(v: Variable) -> Bounds:
             if v in flow.settled or not jnp.issubdtype(v.dtype, jnp.floating):
@@ -316,14 +329,16 @@ def linear_bounds(
     check_choice(method, LINEAR_METHODS, "method")
 
     @functools.wraps(fn)
-    def bounded(*args: Any) -> LinearBounds:
+    def bounded(*args: Any, **kwargs: Any) -> LinearBounds:
         name = f"bound.linear_bounds(method={method!r})"
         forward = None
         if method == "forward":
-            flow, forward = walk_forward(fn, args, name)
+            flow, forward = walk_forward(*positional(fn, args, kwargs), name)
         else:
             refined = [] if method == "crown" else None
-            flow = walk(fn, args, name, linear=True, refined=refined)
+            flow = walk(
+                *positional(fn, args, kwargs), name, linear=True, refined=refined
+            )
         if len(flow.graph.inputs) != 1:
             raise ValueError(
                 f"linear_bounds got sets of {len(flow.graph.inputs)} arrays in all; "

@@ -8,7 +8,9 @@ at corners of their box or, where y_k keeps its sign, by a tangent of the convex
 
     (y_k + sqrt(l u))^2 / (N (sqrt(l) + sqrt(u))^2) <= y_k / N,    0 <= l <= y_k <= u.
 
-As an interval the quotient has its exact range over the box of y.
+As an interval the quotient has its exact range over the box of y. Where squares
+overflow it has what it has anywhere, +-1 / sqrt(scale), which holds also the zero that
+is computed there.
 
 References:
     Zamora, Grossmann. A branch and contract algorithm for problems with concave
@@ -56,7 +58,8 @@ def interval_of_norm(node: Node, y: Bounds, eps: Any) -> Bounds:
             "use a smaller set, or a larger constant under the root."
         )
     error = unit(_size(node) + 8, low.dtype)
-    lower, upper = safe_sqrt(low) * (1 - error), safe_sqrt(high) * (1 + error)
+    at_least = jnp.minimum(low, jnp.finfo(low.dtype).max)
+    lower, upper = safe_sqrt(at_least) * (1 - error), safe_sqrt(high) * (1 + error)
     return Bounds(jnp.where(low < 0, -jnp.inf, lower), upper)
 
 
@@ -64,16 +67,19 @@ def relax_norm(node: Node, y: Bounds, eps: Any) -> Planes:
     """The tangent at the centre, and that of the root of chords."""
     scale, center = node.params["scale"], (y.lower + y.upper) / 2
     low, high = _at_center(node, y, eps)
-    below = scale * center / jnp.where(low > 0, low, 1)
-    above = scale * (y.lower + y.upper) / (2 * jnp.where(high > 0, high, 1))
+    finite = high < jnp.inf
+    low, high = jnp.where(finite, low, 0), jnp.where(finite, high, 0)
+    below = scale * center / jnp.where(low > 0, low, jnp.inf)
+    above = scale * (y.lower + y.upper) / (2 * jnp.where(high > 0, high, jnp.inf))
     size = largest(y)
     error = unit(_size(node) + 16, center.dtype)
     terms = _total(node, (jnp.abs(below) + jnp.abs(above)) * size) + low + high
+    upper = high - _total(node, above * center) + error * terms
     return Planes(
         lambda v: _total(node, below * v),
         low - _total(node, below * center) - error * terms,
         lambda v: _total(node, above * v),
-        high - _total(node, above * center) + error * terms,
+        jnp.where(finite, upper, jnp.inf),
         terms,
     )
 
@@ -118,6 +124,8 @@ def _largest_ratio(node: Node, y: Bounds, norm: Bounds, eps: Any) -> Any:
     found = top / jnp.where(divisor > 0, divisor, 1)
     near = jnp.where(norm.lower > 0, norm.lower, 1)
     found = jnp.minimum(found, top / jnp.where(is_positive, near, norm.upper))
+    limit = jnp.where(is_positive, 1 / math.sqrt(node.params["scale"]), 0)
+    found = jnp.where(most < jnp.inf, found, limit.astype(top.dtype))
     return found + error * jnp.abs(found)
 
 
@@ -136,10 +144,10 @@ class _Plane(NamedTuple):
 
 def relax_normalize(node: Node, y: Bounds, norm: Bounds, eps: Any) -> Planes:
     """For each entry the planes of y / N that are closest at the centre of the box."""
-    positive = norm.lower > 0
-    ends = Bounds(
-        jnp.where(positive, norm.lower, 1), jnp.where(positive, norm.upper, 1)
-    )
+    # Elsewhere the square of 1 / N overflows, or underflows to a zero slope.
+    small = 2 * math.sqrt(jnp.finfo(y.lower.dtype).tiny)
+    known = (norm.lower > small) & (norm.upper < 1 / small)
+    ends = Bounds(*(jnp.where(known, end, 1) for end in norm))
     center = Bounds(*(jnp.clip(c, *ends) for c in _at_center(node, y, eps)))
     range_ = interval_of_normalize(node, y, norm, eps)
     above = _above(y, ends, center, range_.upper)
@@ -151,15 +159,15 @@ def relax_normalize(node: Node, y: Bounds, norm: Bounds, eps: Any) -> Planes:
     )
 
     def usable(plane: _Plane) -> tuple[Any, Any]:
-        return materialized([jnp.where(positive, p, 0) for p in plane[:2]])
+        return materialized([jnp.where(known, p, 0) for p in plane[:2]])
 
     (down, shrink), (up, grow) = usable(below), usable(above)
     low, high = -below.bias - error * terms, above.bias + error * terms
     return Planes(
         lambda v, n: down * v - shrink * n,
-        jnp.where(positive, low, -jnp.inf),
+        jnp.where(known, low, range_.lower),
         lambda v, n: up * v + grow * n,
-        jnp.where(positive, high, jnp.inf),
+        jnp.where(known, high, range_.upper),
         terms,
     )
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ._materialized import materialized
-from ._rounding import largest
+from ._rounding import largest, of_bound, unit
 from ._sets import Bounds
 
 
@@ -36,6 +36,13 @@ class Lines(NamedTuple):
         slope = jnp.maximum(jnp.abs(self.lower_slope), jnp.abs(self.upper_slope))
         bias = jnp.maximum(jnp.abs(self.lower_bias), jnp.abs(self.upper_bias))
         return slope * largest(x) + bias
+
+    def rounding(self, node_inputs: list[Bounds], num_rows: int) -> Any:
+        """What a pass that sums so many biases loses, and what its slopes lose."""
+        bias = jnp.maximum(jnp.abs(self.lower_bias), jnp.abs(self.upper_bias))
+        dtype = bias.dtype
+        size = unit(16, dtype) * self.magnitude(node_inputs)
+        return size + of_bound(num_rows, dtype) * bias
 
     def gap(self, x: Bounds) -> Any:
         """How far the two lines are apart in the middle of an interval."""
@@ -101,6 +108,12 @@ class Planes(NamedTuple):
         """The largest sum of absolute terms in either plane."""
         del node_inputs
         return self.terms
+
+    def rounding(self, node_inputs: list[Bounds], num_rows: int) -> Any:
+        """What a pass that sums so many rows loses."""
+        dtype = self.lower_bias.dtype
+        error = unit(16, dtype) + of_bound(num_rows, dtype)
+        return error * self.magnitude(node_inputs)
 
 
 class Family(NamedTuple):

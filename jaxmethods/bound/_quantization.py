@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..core import check_choice, check_integer
 from ._rounding import unit
@@ -20,8 +21,9 @@ def quantization_box(params: Any, bits: int, *, per: str = "tensor") -> Any:
 
     Args:
         params: A pytree of arrays. Floating leaves with two axes or more are weights;
-            all others, biases and norms among them, stay as they are.
-        bits: At least 2.
+            all others, biases and norms among them, stay as they are, and so do those
+            without entries.
+        bits: 2..64.
         per: "tensor" for one grid a leaf, "channel" for one an index of its last axis,
             where flax has the outputs.
 
@@ -29,7 +31,7 @@ def quantization_box(params: Any, bits: int, *, per: str = "tensor") -> Any:
         A pytree like `params` with a `Box` in the place of each weight.
 
     Raises:
-        ValueError: Fewer than 2 bits, or an unknown `per`.
+        ValueError: Bits out of their range, or an unknown `per`.
         TypeError: `bits` is no integer.
 
     Example:
@@ -46,12 +48,14 @@ def quantization_box(params: Any, bits: int, *, per: str = "tensor") -> Any:
         Jacob et al. 2018, arXiv:1712.05877; Xu et al. 2020, arXiv:2002.12920 (weights
         as sets).
     """
-    check_integer(bits, "bits", 2)
+    check_integer(bits, "bits", 2, 64)
     check_choice(per, ("tensor", "channel"), "per")
 
     def box(leaf: Any) -> Any:
+        if np.ndim(leaf) < 2 or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
         array = jnp.asarray(leaf)
-        if array.ndim < 2 or not jnp.issubdtype(array.dtype, jnp.floating):
+        if not array.size:
             return leaf
         axes = tuple(range(array.ndim - (per == "channel")))
         top = jnp.max(jnp.abs(array), axis=axes, keepdims=True)

@@ -11,10 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core import check_choice, check_floating
+from ..core import check_choice
+from ._balls import check_arrays
 from ._margins import margins
 from ._methods import alpha_crown, crown, crown_ibp, forward, ibp
-from ._sets import Ball, Box, Intersection, Set
+from ._sets import Ball, Set, cut_off
 
 METHODS: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
     "ibp": ibp,
@@ -54,10 +55,11 @@ def radius(
         A scalar of the dtype of x; 0 where x itself gets another label.
 
     Raises:
-        ValueError: An unknown method or norm, logits that are no vector; where the
-            values are concrete, a label that is no class, an x that is not finite or
-            outside of `bounds`.
-        TypeError: x is not floating, or the label no integer.
+        ValueError: An unknown method or norm, logits that are no vector of two classes
+            or more, an x without arrays, `bounds` that are no pair; where the values
+            are concrete, a label that is no class, an x that is not finite or outside
+            of `bounds`.
+        TypeError: x or the logits are not floating, or the label is no integer.
 
     Example:
         >>> import jax.numpy as jnp
@@ -75,11 +77,9 @@ def radius(
     lower = METHODS[method](rows)
 
     def region(eps: Any) -> Set:
-        ball = Ball(x, eps, p)
-        return ball if bounds is None else Intersection(ball, Box(*bounds))
+        return cut_off(Ball(x, eps, p), bounds)
 
-    for leaf in jax.tree.leaves(x):
-        check_floating(leaf, "x")
+    check_arrays(x, "x")
     region(0.0).check()
     return largest_radius(
         lambda eps: jnp.all(lower(region(eps)).lower > 0), x, jnp.all(rows(x) > 0)

@@ -10,10 +10,18 @@ _REMEDY = (
     "add one with jaxmethods.bound.register_rule({!r}, interval, relax), "
     "or keep it away from the sets."
 )
+_INVERSE = "where no set reaches the matrix, multiply by its jnp.linalg.inv, or "
 _FIRST = {
+    "bitcast_convert_type": "write jnp.copysign as jnp.where(y < 0, -jnp.abs(x), "
+    "jnp.abs(x)) and jnp.ldexp as x * 2.0**n, or ",
+    "custom_linear_solve": _INVERSE,
     "fft": "write it as a product with two real matrices, or ",
+    "reduce_window": "write it as an operation on slices of its operand, or ",
+    "scatter-mul": "multiply by an array of factors, x * jnp.ones_like(x).at[i].set(c)"
+    ", or ",
     "shard_map": "bound the function inside it, jax.shard_map(jax.vmap(bound.ibp(fn)), "
     "...), or ",
+    "triangular_solve": _INVERSE,
     "while": "a loop needs a number of steps that is known when it is traced: write it "
     "with jax.lax.scan, or with jax.lax.fori_loop between Python ints, or ",
 }

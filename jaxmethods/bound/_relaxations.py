@@ -94,6 +94,11 @@ def _elu(node: Node, x: Bounds, alpha: Any) -> Family:
     return either(alpha < 0, constant, usual)
 
 
+def _celu(node: Node, x: Bounds, alpha: Any) -> Family:
+    f = _function(node, [x, alpha])
+    return either(alpha < 0, lines.concave(f, x), lines.convex(f, x))
+
+
 def _integer_power(node: Node, x: Bounds) -> Family:
     power, f = node.params["y"], _function(node, [x])
     if power > 0:
@@ -104,7 +109,6 @@ def _integer_power(node: Node, x: Bounds) -> Family:
 _SHAPES: dict[str, Shape] = {
     "asinh": lines.sigmoidal,
     "atan": lines.sigmoidal,
-    "celu": lines.convex,
     "erf": lines.sigmoidal,
     "erfc": _reversed_sigmoidal,
     "exp": partial(lines.convex, at=_early),
@@ -124,6 +128,7 @@ _SHAPES: dict[str, Shape] = {
 }
 _RULES: dict[str, Callable[..., Relaxation]] = {
     "abs": lambda node, x: choices.rectifier(x, -1.0),
+    "celu": _celu,
     "elu": _elu,
     "integer_pow": _integer_power,
     "leaky_relu": _leaky,

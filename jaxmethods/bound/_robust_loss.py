@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core import check_choice, check_integer
-from ._balls import NORMS
+from ..core import check_integer, check_nonnegative, describe, is_concrete
+from ._balls import check_norm
 from ._margins import margins
 from ._methods import crown_ibp, ibp
-from ._sets import Ball, Box, Intersection, Set
+from ._sets import Ball, Set, cut_off
 
 
 def robust_loss(
@@ -41,8 +41,9 @@ def robust_loss(
         0..n-1, eps the radius, beta in [0, 1]; all may be traced.
 
     Raises:
-        ValueError: An unknown norm; at the call, a label that is no class, an x that is
-            not finite or outside of `bounds`, where values are concrete.
+        ValueError: An unknown norm; at the call, an eps or beta that is no scalar, or,
+            where values are concrete, out of its range, a label that is no class, an x
+            that is not finite or outside of `bounds`.
         TypeError: At the call, as for `crown_ibp` and `margins`.
 
     Example:
@@ -62,7 +63,7 @@ def robust_loss(
         Zhang et al. 2020, arXiv:1906.06316; Xu et al. 2020, arXiv:2002.12920 (the
         fusion, section 3.4).
     """
-    check_choice(p, NORMS, "p")
+    check_norm(p, "p")
 
     def loss(
         params: Any,
@@ -71,11 +72,13 @@ def robust_loss(
         eps: jax.Array | float,
         beta: jax.Array | float = 1.0,
     ) -> jax.Array:
+        _check_scalar(eps, "eps")
+        _check_scalar(beta, "beta")
+        # A schedule may end at 1 but for rounding.
+        if is_concrete(beta) and float(beta) > 1 + 1e-6:
+            raise ValueError(f"beta is {beta}; wanted a share, 0..1.")
         rows = margins(lambda x: apply(params, x), y)
-        ball = Ball(x, eps, p)
-        region: Set = ball
-        if bounds is not None:
-            region = Intersection(ball, Box(*bounds))
+        region = cut_off(Ball(x, eps, p), bounds)
         region.check()
 
         def natural() -> jax.Array:
@@ -97,6 +100,14 @@ def robust_loss(
         return jax.lax.cond(jnp.asarray(eps) > 0, robust, natural)
 
     return loss
+
+
+def _check_scalar(value: Any, name: str) -> None:
+    check_nonnegative(value, name)
+    if jnp.shape(value):
+        raise ValueError(
+            f"{name} is {describe(value)}; wanted one number: batch with vmap."
+        )
 
 
 def _cross_entropy(margins: jax.Array) -> jax.Array:

@@ -1,16 +1,19 @@
 """Rounding is accounted for: every bound is moved outward by what it may have lost.
 
-A sum of n products carries a relative error of at most n u in the worst case (u the
-unit roundoff) and, by the probabilistic analysis of Higham and Mary, of at most
-8 sqrt(n) u but for odds of about 1e-13; `unit` takes the smaller of the two, times
-two: once for the bound, once for the function that is bounded and is rounded as well.
-In float64 this never shows; in float32 it widens a bound by some 1e-5 of the terms
-that were added up.
+A sum of n products carries an error of at most n u times the sum of their absolute
+values in the worst case (u the unit roundoff). By the probabilistic analysis of Higham
+and Mary it is at most c sqrt(n) u but for odds of 2 exp(-c^2 / 2) were every rounding
+as large as u, and of 2 exp(-3 c^2 / 2), 1e-10 for the c = 4 here, with roundings spread
+evenly. `unit` takes the smaller of the two, times two: once for the bound, once for
+the function that is bounded and is rounded as well. In float64 this never shows; in
+float32 it widens a bound by some 1e-5 of the terms that were added up.
 
-Intervals are widened operation by operation. Linear bounds are widened where a pass
-starts or leaves a nonlinear operation: there the coefficients are known, and what the
-pass may lose in the affine operations below is at most `unit` times the coefficients'
-absolute values times a `magnitude` that one forward pass computes.
+Intervals are widened operation by operation. What a backward pass loses in an affine
+operation is at most `unit` times the sum of the absolute values of coefficient, weight
+and value. A forward walk adds that up for all the affine operations below a value, for
+a coefficient of one; the pass multiplies it by the coefficients that it has where it
+starts, where it leaves a nonlinear operation, and at landmarks between. What it loses
+in a nonlinear operation is part of the lines or planes that stand for it.
 
 References:
     Higham, Mary. A new approach to probabilistic rounding error analysis. SIAM J. Sci.
@@ -85,6 +88,11 @@ def unit(num_terms: float, dtype: Any) -> float:
     return float(jnp.finfo(dtype).eps) * min(num_terms, 4 * math.sqrt(num_terms))
 
 
+def of_bound(num_terms: float, dtype: Any) -> float:
+    """`unit` of a sum that the bound has and the function has not."""
+    return unit(num_terms, dtype) / 2
+
+
 def underflow(dtype: Any) -> float:
     """What a result of any size may lose: below the normal numbers it may become 0."""
     return float(jnp.finfo(dtype).tiny)
@@ -147,6 +155,28 @@ def outward(bounds: Bounds, error: float) -> Bounds:
 
 def _factor(x: Any, positive: float, negative: float) -> Any:
     return jnp.where(x > 0, positive, negative).astype(x.dtype)
+
+
+def lowered(x: Any, dtype: Any) -> Any:
+    """A lower end in the dtype of what it bounds, where it has another."""
+    if x.dtype == dtype:
+        return x
+    info, exact = jnp.finfo(dtype), jnp.promote_types(x.dtype, dtype) == dtype
+    x = jnp.minimum(x.astype(dtype), info.max)
+    return x if exact else x - (jnp.abs(x) * info.eps + info.tiny)
+
+
+def as_dtype(bounds: Bounds, dtype: Any) -> Bounds:
+    """Bounds in the dtype of what they bound, where they have another."""
+    floating = all(jnp.issubdtype(d, jnp.floating) for d in (dtype, bounds.lower.dtype))
+    if not floating:
+        return bounds
+    return Bounds(lowered(bounds.lower, dtype), -lowered(-bounds.upper, dtype))
+
+
+def coarser(first: Any, second: Any) -> Any:
+    """Of two floating dtypes the one that keeps fewer digits."""
+    return max(first, second, key=lambda dtype: float(jnp.finfo(dtype).eps))
 
 
 def largest(bounds: Bounds) -> Any:

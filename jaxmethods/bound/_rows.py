@@ -155,6 +155,8 @@ def absolute(rows: Kind) -> Kind:
 
 def extreme(rows: Rows, lower: Any, upper: Any) -> Any:
     """The least value of each row over a box: shape (R,)."""
+    dtype = jnp.promote_types(rows.values.dtype, lower.dtype)
+    lower, upper = lower.astype(dtype), upper.astype(dtype)
     center, radius = (lower + upper) / 2, (upper - lower) / 2
     return rows.inner(center) - absolute(rows).inner(radius)
 

@@ -14,6 +14,7 @@ from ._balls import safe_sqrt as safe_sqrt
 from ._bounds import Bounds as Bounds
 from ._bounds import meet as meet
 from ._intersection import Intersection as Intersection
+from ._intersection import cut_off as cut_off
 from ._substitutions import Substitutions as Substitutions
 
 Set = Ball | Box | Intersection | Substitutions

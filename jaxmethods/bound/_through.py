@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core import Node, Variable, linear_part, zeros_of
+from ..core import Node, Variable, linear_part, vary_as, zeros_of
+from ..kernels import signed_slopes
 from . import _patches as patches
 from ._convolution import is_plain_convolution, transposed_convolution
 from ._materialized import materialized
@@ -39,6 +40,10 @@ RESHAPED = frozenset({"reshape", "squeeze", "expand_dims", "broadcast_in_dim"})
 
 def through_affine(node: Node, rows: Sequence[Rows | None]) -> list[Rows]:
     """Rows of the variable operands of an affine node from rows of its outputs."""
+    rows = [
+        r if r is None else with_flat(r, vary_as(r.flat.astype(out.dtype), out.aval))
+        for r, out in zip(rows, node.outputs, strict=True)
+    ]
     if len(rows) == 1 and rows[0] is not None:
         short = _short_cut(node, rows[0])
         if short is not None:
@@ -139,6 +144,8 @@ def _weights(node: Node, rows: Diagonal | Entries) -> list[Rows] | None:
 
 def through_lines(lines: SignedLines, rows: Rows) -> tuple[Rows, Any]:
     """Rows of the input of a function between two lines, and their bias (R,)."""
+    if isinstance(rows, Dense):
+        return _dense_through_lines(lines, rows, part=False)
     size = absolute(rows)
     bias = rows.inner(lines.bias_middle) + size.inner(lines.bias_half)
     odd = rows.flat * rows.spread(lines.slope_middle)
@@ -150,6 +157,8 @@ def part_at_lines(lines: SignedLines, rows: Rows) -> tuple[Rows, Any]:
     """`through_lines` of the rows and of the rows negated, one behind the other."""
     if isinstance(rows, SingleEntries):
         rows = Dense(rows.dense())
+    if isinstance(rows, Dense):
+        return _dense_through_lines(lines, rows, part=True)
     size = absolute(rows)
     odd = rows.inner_shared(lines.bias_middle)
     even = size.inner_shared(lines.bias_half)
@@ -157,9 +166,15 @@ def part_at_lines(lines: SignedLines, rows: Rows) -> tuple[Rows, Any]:
     odd = rows.flat * rows.spread(lines.slope_middle)
     even = size.flat * rows.spread(lines.slope_half)
     below = with_flat(rows, jnp.concatenate([even + odd, even - odd]))
-    if isinstance(below, Patches):
-        below = replace(below, num_sides=2)
-    return _inside(below), bias
+    return _inside(replace(below, num_sides=2)), bias
+
+
+def _dense_through_lines(
+    lines: SignedLines, rows: Dense, *, part: bool
+) -> tuple[Dense, Any]:
+    flat = (x.reshape(-1) for x in lines)
+    values, bias = signed_slopes(rows.flat, *flat, part=part)
+    return with_flat(rows, values), bias
 
 
 def _inside(rows: Rows) -> Rows:
@@ -171,7 +186,7 @@ def through_planes(
     planes: Planes, rows: Rows, inputs: Sequence[Variable]
 ) -> tuple[list[Rows | None], Any]:
     """Rows of each input of an operation between two planes, and their bias (R,)."""
-    rows = Dense(rows.dense())
+    rows = Dense(rows.dense().astype(planes.lower_bias.dtype))
     positive, negative = jnp.maximum(rows.values, 0), jnp.minimum(rows.values, 0)
     low, high = rows.spread(planes.lower_bias), rows.spread(planes.upper_bias)
     flat = rows.flat

@@ -1,5 +1,6 @@
 """From a function and its arguments, some of them sets, to a graph and its region."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -51,6 +52,20 @@ class Region(NamedTuple):
             if any(v in rows for v in held):
                 total += s.minimum([rows.get(v) for v in held])
         return total
+
+
+def positional(
+    fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """A call without keywords: they become a dict, one more argument at the end."""
+    if not kwargs:
+        return fn, args
+
+    @functools.wraps(fn)
+    def called(*given: Any) -> Any:
+        return fn(*given[:-1], **given[-1])
+
+    return called, (*args, kwargs)
 
 
 def trace(

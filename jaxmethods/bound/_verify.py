@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core import check_integer
+from ..core import check_integer, check_nonnegative, describe
 from ._counterexample import lowest_margin
 from ._hidden_splits import HiddenSplits
 from ._input_splits import InputSplits
@@ -74,7 +74,8 @@ def verify(
     Raises:
         ValueError: `region` is no set or empty, the label is none of the classes, a
             limit is not positive; else as `crown`.
-        TypeError: The label is no integer.
+        TypeError: The label is no integer, the time limit no number, or the logits are
+            not floating.
 
     Example:
         >>> import jax.numpy as jnp
@@ -129,10 +130,10 @@ def verifying(
     """
     if not is_set(region):
         raise ValueError(
-            f"region is a {type(region).__name__}; wanted a set such as "
-            "Ball(center, radius)."
+            f"region is {describe(region)}; wanted a set such as Ball(center, radius)."
         )
     region.check()
+    check_nonnegative(time_limit, "time_limit")
     if not time_limit > 0:
         raise ValueError(f"time_limit is {time_limit}; wanted seconds above 0.")
     check_integer(batch_size, "batch_size", 2)

@@ -7,8 +7,8 @@ from ..core import Variable, is_affine
 from ._chunks import refine
 from ._flow import (
     Flow,
+    error_of_inputs,
     floating,
-    magnitude_of_inputs,
     prepare_backward,
     start,
     visit,
@@ -35,7 +35,7 @@ def walk(
     graph, region = trace(fn, args, unroll=linear)
     flow, known = start(graph, region, method)
     if linear:
-        magnitude_of_inputs(flow)
+        error_of_inputs(flow)
     for node in graph.nodes:
         if refined is not None and not is_affine(node):
             for v in floating(node):

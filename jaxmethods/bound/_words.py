@@ -56,9 +56,9 @@ def word_radius(
         `WordRadii`; radius 0 where the sentence itself gets another label.
 
     Raises:
-        ValueError: An unknown method or norm, embeddings that are no (T, d); where
-            values are concrete, a position out of range or repeated, a label that is no
-            class, embeddings that are not finite.
+        ValueError: An unknown method or norm, embeddings that are no (T, d), no
+            position at all; where values are concrete, a position out of range or
+            repeated, a label that is no class, embeddings that are not finite.
         TypeError: Token ids in the place of embeddings; positions or a label that are
             no integers.
 
@@ -123,6 +123,11 @@ def _check_embeddings(x: Any) -> jax.Array:
 
 def _check_positions(positions: Any, num_words: int) -> jax.Array:
     array = jnp.asarray(positions)
+    if not array.size:
+        raise ValueError(
+            f"positions is {describe(array)}, without entries; wanted at least one, or "
+            "None for all words."
+        )
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"positions is {describe(array)}; wanted integers.")
     if not (array.ndim == 1 or (array.ndim == 2 and array.shape[1] == 2)):

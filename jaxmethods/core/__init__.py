@@ -45,6 +45,9 @@ from ._repeats import without_repeats as without_repeats
 from ._softmaxes import match_softmax as match_softmax
 from ._source import missing_rule as missing_rule
 from ._source import source_line as source_line
+from ._varying import vary_as as vary_as
+from ._varying import vary_together as vary_together
+from ._varying import varying_axes as varying_axes
 from ._versions import ANNOTATED as ANNOTATED
 from ._versions import Body as Body
 from ._versions import as_body as as_body

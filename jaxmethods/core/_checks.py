@@ -23,11 +23,20 @@ def describe(x: Any) -> str:
 
 def check_floating(x: Any, name: str) -> jax.Array:
     """Returns `x` as an array, or raises TypeError unless its dtype is floating."""
+    if isinstance(x, str):  # jax would read it as the name of a dtype
+        raise TypeError(
+            f"{name} is {describe(x)}; wanted an array of a floating dtype."
+        )
     array = jnp.asarray(x)
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise TypeError(
+            f"{name} is {describe(array)}; wanted a real floating dtype: pass real and "
+            "imaginary parts apart."
+        )
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(
-            f"{name} is {describe(array)}, an int or complex type; "
-            f"wanted a floating dtype: cast it with {name}.astype(jnp.float32)."
+            f"{name} is {describe(array)}; wanted a floating dtype: cast it with "
+            ".astype(jnp.float32)."
         )
     return array
 
@@ -49,10 +58,12 @@ def check_integer(value: Any, name: str, low: int, high: int | float = math.inf)
 
 
 def check_nonnegative(value: Any, name: str) -> None:
-    """Raises where a `value` is no number, or a concrete one is negative or NaN."""
+    """Raises where a `value` is no real number, or, concrete, negative or NaN."""
     dtype = getattr(value, "dtype", None) or np.asarray(value).dtype
-    if not jnp.issubdtype(dtype, np.number):
-        raise TypeError(f"{name} is {describe(value)}; wanted a number, 0 or more.")
+    if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.integer, jnp.floating)):
+        raise TypeError(
+            f"{name} is {describe(value)}; wanted a real number, 0 or more."
+        )
     if is_concrete(value) and not bool(np.all(np.asarray(value) >= 0)):
         raise ValueError(
             f"{name} is {np.min(np.asarray(value))}; wanted 0 or more, no NaN."

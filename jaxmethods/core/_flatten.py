@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import jax
@@ -63,6 +63,7 @@ def flatten(
             "wanted one bool a leaf, in the order of jax.tree.leaves(args)."
         )
 
+    @wraps(fn, updated=())  # so that jax names the user's in its messages
     def of_marked(*values: Any) -> Any:
         given = iter(values)
         filled = [
@@ -202,13 +203,11 @@ def _constant(equation: JaxprEqn, inputs: list[Any]) -> list[Any]:
         out: Any = equation.outvars[0].aval
         if not jax.dtypes.issubdtype(out.dtype, jax.dtypes.extended):
             return [np.broadcast_to(np.asarray(number, out.dtype), out.shape)]
+    known = bool(inputs) and all(map(is_concrete, inputs))
+    if equation.primitive.name in _ON_A_MESH and number is not None:
+        return inputs  # `bind` makes it vary where that matters
     values: list[Any] = [*inputs, *(v.aval for v in equation.outvars)]
-    if (
-        inputs
-        and equation.primitive.name not in _ON_A_MESH
-        and all(np.shape(v) == () for v in values)
-        and all(map(is_concrete, inputs))
-    ):
+    if known and all(np.shape(v) == () for v in values):
         with jax.ensure_compile_time_eval():
             return bind(equation, *inputs)
     return bind(equation, *inputs)

@@ -185,6 +185,8 @@ class _Matcher:
             step = _affine_step(node)
             if step is None or (clips and step.added is not None):
                 return None
+            if clips and step.factor < 0:  # then the clip is what is left
+                return None
             clips = clips or step.clips
             if step.added is not None:
                 eps = eps + scale * step.added

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from jax._src import source_info_util
 from jax.extend.core import JaxprEqn
 
+from ._varying import vary_together, varying_axes
+
 JIT = frozenset({"jit", "pjit"})
 REMAT = frozenset({"remat2", "remat", "checkpoint"})
 ANNOTATED = "annotated_call"
@@ -60,6 +62,15 @@ def bind(equation: JaxprEqn, *values: Any) -> list[Any]:
     info = equation.source_info
     stack = source_info_util.current_name_stack() + info.name_stack
     params = equation.primitive.get_bind_params(equation.params)
+    if equation.primitive.name == "pvary":
+        axes = tuple(a for a in params["axes"] if a not in varying_axes(*values))
+        if not axes:
+            return list(values)
+        params = {**params, "axes": axes}
+    elif "jaxpr" not in params:
+        # jax makes operands vary alike where it traces a function. What is traced with
+        # one that does not vary may be evaluated with one that does.
+        values = vary_together(values)
     with (
         source_info_util.user_context(info.traceback, name_stack=stack),
         equation.ctx.manager,

@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import jaxprs_in_params
 
-from ..core import describe
+from ..core import describe, vary_together
 from ._chunks import map_chunks, sum_chunks
 from ._contract import inner
 from ._gradients import Recipe
 from ._task import Loss, Where, begin
-from ._varying import vary_together
 
 
 def aggregate(loss: Loss, *, where: Where = None) -> Callable[..., jax.Array]:

@@ -9,8 +9,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import jaxprs_in_params
 
-from ..core import leaf_paths
-from ._varying import vary_together
+from ..core import leaf_paths, vary_together
 
 # Numbers (not bytes) that the intermediate values of one chunk may fill.
 BUDGET = 2**24

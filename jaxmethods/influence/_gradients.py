@@ -7,11 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core import describe, interpret
+from ..core import describe, interpret, vary_together
 from ._contract import Factors, Gradients
 from ._pooling import max_pool
 from ._products import INLINE, Product, find_uses
-from ._varying import vary_together
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..core import choose_paths, leaf_paths, with_fast_convolutions
+from ..core import choose_paths, leaf_paths, vary_together, with_fast_convolutions
 from ._checkpoints import stack_checkpoints
 from ._chunks import count_examples
 from ._contract import accumulator
 from ._gradients import Recipe, read_loss
-from ._varying import vary_together
 
 Loss = Callable[[Any, Any], jax.Array]
 Where = Callable[[tuple[Any, ...]], bool] | Sequence[tuple[Any, ...]] | None

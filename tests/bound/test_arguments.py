@@ -19,6 +19,7 @@ X = jnp.array([1.0, 2.0, 3.0])
         (-1, ValueError, r"label is -1 .* wanted 0\.\.2"),
         (1.0, TypeError, "wanted one integer"),
         (jnp.array([1]), TypeError, "wanted one integer"),
+        ("a", TypeError, "label is str 'a'; wanted one integer"),
     ],
 )
 def test_a_label_that_is_no_class_is_refused(method, label, error, hint):
@@ -33,17 +34,53 @@ def test_a_traced_label_gives_the_margins_of_a_fixed_one():
     np.testing.assert_allclose(jax.jit(lower)(1), lower(1), rtol=1e-6)
 
 
+AB, BC = {"a": X, "b": X}, {"b": X + 1, "c": X + 9}
+
+
 @pytest.mark.parametrize(
-    "ball, error, hint",
+    "region, error, hint",
     [
         (bound.Ball(jnp.zeros((0,)), 0.1), ValueError, "without entries"),
         (bound.Ball(X, jnp.ones(4)), ValueError, r"radius .* \(4,\); .* \(3,\)"),
-        (bound.Ball(X, "a"), TypeError, "radius .* wanted a number"),
+        (bound.Ball(X, "a"), TypeError, "radius .* wanted a real number"),
+        (bound.Ball(X, 1j), TypeError, "radius .* complex 1j; wanted a real number"),
+        (bound.Ball(X, None), ValueError, r"PyTreeDef\(None\).*same structure"),
+        (bound.Ball(AB, BC), ValueError, r"{'b': \*, 'c': \*}.*{'a': \*, 'b': \*}"),
+        (bound.Ball(AB, AB, 2), ValueError, r"structure .*'a'.* wanted a scalar"),
+        (bound.Ball("a", 0.1), TypeError, "center .* str 'a'; wanted an array"),
+        (bound.Ball(X > 0, 0.1), TypeError, r"bool\[3\]; wanted a floating dtype"),
+        (bound.Ball(X + 1j, 0.1), TypeError, "real and imaginary parts apart"),
+        (bound.Ball({}, 0.1), ValueError, r"center .* dict {}, without an array"),
+        (bound.Ball(None, 0.1), ValueError, "center .* NoneType None, without"),
+        (bound.Ball(X, 0.1, True), ValueError, "p of a Ball is bool True; wanted"),
+        (bound.Ball(X, 0.1, jnp.array(2)), ValueError, r"int32\[\]; wanted a number"),
+        (bound.Box(AB, BC), ValueError, r"{'a': \*, 'b': \*}.*{'b': \*, 'c': \*}"),
+        (bound.Box({}, {}), ValueError, "lower of a Box .* without an array"),
     ],
 )
-def test_a_ball_that_is_none_is_refused(ball, error, hint):
+def test_a_region_that_is_none_is_refused(region, error, hint):
     with pytest.raises(error, match=hint):
-        bound.ibp(lambda x: x.sum() + 1)(ball)
+        bound.ibp(lambda x: x.sum() + 1)(region)
+
+
+@pytest.mark.parametrize(
+    "method", [*METHODS, bound.forward, bound.alpha_crown, bound.linear_bounds]
+)
+def test_arguments_may_be_named(method):
+    def scaled(x, factor, *, name):
+        return factor * x if name == "times" else x
+
+    ball = bound.Ball(X, 0.5)
+    got = method(scaled)(factor=2.0, name="times", x=ball)
+    want = method(lambda x: 2.0 * x)(ball)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_margins_need_two_floating_logits():
+    with pytest.raises(ValueError, match=r"float32\[1\] .* two classes or more"):
+        bound.margins(lambda x: x[:1], 0)(X)
+    with pytest.raises(TypeError, match=r"int32\[3\]; wanted a floating dtype"):
+        bound.margins(lambda x: x.astype(int), 0)(X)
 
 
 def test_linear_bounds_of_truth_values_are_refused():

@@ -271,7 +271,11 @@ def test_the_public_mlp_of_the_reference(shared, x64):
         (lambda: bound.crown(jnp.abs, side="left"), ValueError, "side is 'left'"),
         (lambda: bound.linear_bounds(jnp.abs, method="x"), ValueError, "method is 'x'"),
         (lambda: bound.ibp(jnp.abs)(bound.Ball(jnp.arange(3), 1)), TypeError, "int32"),
-        (lambda: bound.ibp(jnp.log)(bound.Ball(X, 0.1)), ValueError, "log"),
+        (
+            lambda: bound.ibp(jnp.log)(bound.Ball(X, 9.0)),
+            ValueError,
+            r"log at .*test_bounds\.py:\d+ \(<lambda>\)",
+        ),
         (lambda: bound.margins(lambda x: x.sum(), 0)(X), ValueError, "shape \\(n,\\)"),
         (
             lambda: bound.crown(lambda x: jax.lax.bessel_i1e(x))(bound.Ball(X, 0.1)),

@@ -124,16 +124,39 @@ def test_vmap_over_sets_equals_a_loop():
 
 
 @pytest.mark.parametrize(
-    "call, hint",
+    "call, error, hint",
     [
-        (lambda: bound.lipschitz(jnp.sin, p=3), "p is 3"),
-        (lambda: bound.lipschitz(jnp.sin, method="x"), "method is 'x'"),
-        (lambda: bound.lipschitz(jnp.sin)(X), r"float32\[4\]; wanted one set"),
-        (lambda: bound.monotonicity(jnp.sin, tolerance=-1.0), "tolerance is -1"),
-        (lambda: bound.monotonicity(jnp.sin, method="x"), "method is 'x'"),
-        (lambda: bound.monotonicity(jnp.sin)(bound.Ball(X, -1.0)), "radius"),
+        (lambda: bound.lipschitz(jnp.sin, p=3), ValueError, "p is 3"),
+        (lambda: bound.lipschitz(jnp.sin, method="x"), ValueError, "method is 'x'"),
+        (
+            lambda: bound.lipschitz(jnp.sin)(X),
+            ValueError,
+            r"float32\[4\]; wanted one set",
+        ),
+        (
+            lambda: bound.monotonicity(jnp.sin, tolerance=-1.0),
+            ValueError,
+            "tolerance is -1",
+        ),
+        (lambda: bound.monotonicity(jnp.sin, method="x"), ValueError, "method is 'x'"),
+        (
+            lambda: bound.monotonicity(jnp.sin)(bound.Ball(X, -1.0)),
+            ValueError,
+            "radius",
+        ),
+        (
+            lambda: bound.monotonicity(jnp.sin, tolerance="a"),
+            TypeError,
+            "tolerance is str 'a'; wanted a real number",
+        ),
+        (lambda: bound.lipschitz(jnp.sin, p=True), ValueError, "p is bool True"),
+        (
+            lambda: bound.lipschitz(lambda x: x > 0)(bound.Ball(X, 0.1)),
+            TypeError,
+            r"returns bool\[4\]; wanted floating",
+        ),
     ],
 )
-def test_bad_arguments_are_refused(call, hint):
-    with pytest.raises(ValueError, match=hint):
+def test_bad_arguments_are_refused(call, error, hint):
+    with pytest.raises(error, match=hint):
         call()

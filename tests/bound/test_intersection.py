@@ -204,6 +204,11 @@ X = jnp.array([0.5, 2.0])
             bound.Box(jnp.zeros(3), jnp.ones(3)),
             r"box .*\(3,\).*broadcast to .*\(2,\)",
         ),
+        (
+            bound.Ball({"a": X, "b": X}, 9.0, 2),
+            bound.Box({"a": X, "c": X}, {"a": X, "c": X}),
+            r"{'a': \*, 'c': \*}.*{'a': \*, 'b': \*}",
+        ),
     ],
 )
 def test_what_is_no_set_is_refused(ball, box, hint):

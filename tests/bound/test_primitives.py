@@ -281,6 +281,7 @@ def test_leaving_the_domain_is_an_error_or_gives_no_bound(name):
 # name: function of an array (3, 4), what the message says
 REFUSED = {
     "bits": (lambda x: x.astype(int) & 3, "'and'.*register_rule"),
+    "bitcast": (lambda x: jnp.copysign(x, x), "bitcast_convert.*write jnp.copysign"),
     "cholesky": (lambda x: jnp.linalg.cholesky(x @ x.T + 9 * jnp.eye(3)), "cholesky"),
     "complex": (lambda x: jnp.abs(x + 1j), "meets complex values.*apart"),
     "dynamic_slice": (
@@ -297,10 +298,12 @@ REFUSED = {
         lambda x: x.at[x[0, 0].astype(int)].set(1.0),
         "'scatter' at .*indices that no set reaches",
     ),
+    "scatter-mul": (lambda x: x.at[0].multiply(2.0), "array of factors"),
     "searchsorted": (
         lambda x: jnp.searchsorted(jnp.arange(4.0), x[0]),
         r"'gather' at .*test_primitives.py:\d+.*indices that no set reaches",
     ),
+    "solve": (lambda x: jnp.linalg.solve(jnp.eye(3), x), "multiply by .*linalg.inv"),
     "while": (
         lambda x: lax.while_loop(lambda v: v.sum() < 9, lambda v: 2 * v, x),
         r"'while', which .*test_primitives.py:\d+ .*lax.scan.*fori_loop",

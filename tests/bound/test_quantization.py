@@ -79,16 +79,17 @@ def test_more_bits_and_finer_grids_are_tighter():
 
 
 def test_what_is_no_weight_stays_and_the_dtype_too():
-    params = make(jnp.bfloat16) | {"steps": jnp.zeros((2, 2), int)}
-    boxes = bound.quantization_box(params, 4)
-    assert boxes["steps"] is params["steps"]
+    others = {"steps": jnp.zeros((2, 2), int), "none": jnp.ones((0, 3)), "name": "a"}
+    boxes = bound.quantization_box(make(jnp.bfloat16) | others, 4)
+    assert all(boxes[name] is others[name] for name in others)
     assert boxes["w0"].lower.dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize(
     "bits, per, error, hint",
     [
-        (1, "tensor", ValueError, "bits is 1; wanted at least 2"),
+        (1, "tensor", ValueError, r"bits is 1; wanted 2\.\.64"),
+        (2000, "tensor", ValueError, r"bits is 2000; wanted 2\.\.64"),
         (4.0, "tensor", TypeError, "bits .* wanted a Python int"),
         (4, "row", ValueError, "per is 'row'"),
     ],

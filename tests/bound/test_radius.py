@@ -152,7 +152,9 @@ def test_the_dtype_is_that_of_the_input(dtype, x64):
         ((jnp.arange(5), 0), {}, TypeError, "int32"),
         ((XS[0], 0), {"p": 3}, ValueError, "p of a Ball is 3"),
         ((XS[0], 0), {"method": "magic"}, ValueError, "method is 'magic'.*crown"),
-        ((XS[0], 0), {"bounds": (9.0, 10.0)}, ValueError, "no point in common"),
+        ((XS[0], 0), {"bounds": (9, 10)}, ValueError, "no point in common"),
+        ((XS[0], 0), {"bounds": 0.0}, ValueError, r"bounds is float 0\.0; .* \(0, 1\)"),
+        (({}, 0), {}, ValueError, "x is dict {}, without an array"),
     ],
 )
 def test_bad_arguments_are_refused(args, options, error, hint):

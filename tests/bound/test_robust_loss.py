@@ -93,7 +93,7 @@ def test_one_row_is_looser_than_one_a_margin_and_survives_large_logits():
 
 def test_pixels_stay_within_their_bounds():
     free = compiled()(PARAMS, XS, YS, 0.3, 1.0)
-    cut = compiled(bounds=(0.0, 1.0))(PARAMS, XS, YS, 0.3, 1.0)
+    cut = compiled(bounds=(0, 1))(PARAMS, XS, YS, 0.3, 1.0)
     assert cut.mean() < free.mean()
     with pytest.raises(ValueError, match="no point in common"):
         bound.robust_loss(apply, bounds=(5.0, 6.0))(PARAMS, XS[0], 0, 0.1)
@@ -193,8 +193,24 @@ def test_the_radius_grows_smoothly_to_its_value():
         (
             lambda: bound.robust_loss(apply)(PARAMS, XS[0], 0, -0.1),
             ValueError,
-            "radius",
+            r"eps is -0\.1",
         ),
+        (
+            lambda: bound.robust_loss(apply)(PARAMS, XS[0], 0, jnp.ones(3)),
+            ValueError,
+            r"eps is float32\[3\]; wanted one number",
+        ),
+        (
+            lambda: bound.robust_loss(apply)(PARAMS, XS[0], 0, 0.1, 2.0),
+            ValueError,
+            r"beta is 2\.0; wanted a share, 0\.\.1",
+        ),
+        (
+            lambda: bound.robust_loss(apply)(PARAMS, XS[0], 0, 0.1, -1.0),
+            ValueError,
+            r"beta is -1\.0; wanted 0 or more",
+        ),
+        (lambda: bound.robust_loss(apply, p=True), ValueError, "p is bool True"),
         (
             lambda: bound.robust_loss(lambda p, x: x)(PARAMS, XS, 0, 0.1),
             ValueError,

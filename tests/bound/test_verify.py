@@ -108,13 +108,18 @@ def test_search_finds_the_minimum_of_a_bowl():
 @pytest.mark.parametrize(
     "call, error, hint",
     [
-        (lambda: bound.verify(net, X, LABEL), ValueError, "region is a"),
+        (lambda: bound.verify(net, X, LABEL), ValueError, r"region is float32\["),
         (lambda: bound.verify(net, bound.Ball(X, -1.0), LABEL), ValueError, "radius"),
         (lambda: bound.verify(net, bound.Ball(X, 0.1), 7), ValueError, "label is 7"),
         (
             lambda: bound.verify(net, bound.Ball(X, 0.1), 0, time_limit=0.0),
             ValueError,
             "time_limit is 0.0",
+        ),
+        (
+            lambda: bound.verify(net, bound.Ball(X, 0.1), 0, time_limit="1"),
+            TypeError,
+            "time_limit is str '1'; wanted a real number",
         ),
         (
             lambda: bound.verify(net, bound.Ball(X, 0.1), 0, batch_size=1),

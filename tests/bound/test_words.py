@@ -75,6 +75,7 @@ def test_sentences_and_positions_are_one_compiled_search():
         (X, [(1, 1)], {}, ValueError, "repeats one"),
         (X, [(0, 1), (1, 0)], {}, ValueError, "repeats one"),
         (X, [1.0], {}, TypeError, "positions .* wanted integers"),
+        (X, [], {}, ValueError, "positions .* without entries.* None for all words"),
         (X, 1, {}, ValueError, r"wanted \(P,\) for single words"),
         (jnp.arange(4), None, {}, TypeError, "token ids .* embedding function"),
         (X[None], None, {}, ValueError, r"embeddings \(T, d\) of one sentence"),

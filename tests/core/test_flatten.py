@@ -76,6 +76,22 @@ def test_a_line_of_the_model_not_of_the_library():
     assert "zoo.py" in core.source_line(conv.equation)
 
 
+def test_a_function_without_a_line_of_its_own_has_that_of_the_caller():
+    (node,) = core.flatten(jax.lax.rsqrt, jnp.ones(3)).nodes
+    line = core.source_line(node.equation)
+    assert "test_flatten.py" in line and line.endswith("of_the_caller)")
+
+
+def test_what_jax_says_of_a_function_names_that_of_the_user():
+    def branching(x):
+        return x if x > 0 else -x
+
+    with pytest.raises(
+        jax.errors.TracerBoolConversionError, match=r"branching at .*\.py"
+    ):
+        core.flatten(branching, 1.0)
+
+
 def test_marked_of_another_length_is_an_error():
     with pytest.raises(ValueError, match="marked has 1 entries for 2 leaves"):
         core.flatten(lambda x, y: x, 1.0, 2.0, marked=(True,))

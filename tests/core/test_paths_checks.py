@@ -53,7 +53,13 @@ def test_where_that_chooses_nothing_lists_the_paths(where, hint):
 @pytest.mark.parametrize(
     "check, error, hint",
     [
-        (lambda: core.check_floating(np.ones((2, 3), int), "x"), TypeError, "int32"),
+        (
+            lambda: core.check_floating(np.ones((2, 3), int), "x"),
+            TypeError,
+            r"int32\[2,3\]; .* cast it with \.astype",
+        ),
+        (lambda: core.check_floating(1j, "x"), TypeError, "complex.*parts apart"),
+        (lambda: core.check_floating("a", "x"), TypeError, "x is str 'a'; wanted an"),
         (lambda: core.check_choice("l7", ("l2", "linf"), "norm"), ValueError, "'l7'"),
         (lambda: core.check_integer(9, "bits", 2, 8), ValueError, "9; wanted 2..8"),
         (lambda: core.check_integer(0, "k", 1), ValueError, "0; wanted at least 1"),
@@ -61,6 +67,7 @@ def test_where_that_chooses_nothing_lists_the_paths(where, hint):
         (lambda: core.check_integer(2.0, "k", 1), TypeError, "float 2.0"),
         (lambda: core.check_nonnegative(-0.1, "eps"), ValueError, "eps is -0.1"),
         (lambda: core.check_nonnegative(np.nan, "eps"), ValueError, "no NaN"),
+        (lambda: core.check_nonnegative(1j, "eps"), TypeError, "1j; wanted a real"),
         (lambda: core.check_key(0), TypeError, "jax.random.key"),
     ],
 )
