@@ -26,9 +26,9 @@ _STEPS = frozenset(
         *("digamma", "div", "elu", "eq", "erf", "erf_inv", "erfc", "exp", "exp2"),
         *("expm1", "ge", "gt", "integer_pow", "le", "leaky_relu", "lgamma", "log"),
         *("log1p", "logistic", "lt", "max", "min", "mul", "ne", "neg", "not", "or"),
-        *("pow", "reciprocal", "rsqrt", "select_n", "selu", "sign", "sin", "sinh"),
+        *("pow", "real_pow", "reciprocal", "rsqrt", "select_n", "selu", "sign", "sin"),
         *("softplus", "sqrt", "square", "sub", "tan", "tanh", "gelu", "gelu_tanh"),
-        *("silu", "is_nan"),
+        *("silu", "sinh", "is_nan"),
     }
 )
 COMPARISONS = frozenset({"eq", "ge", "gt", "le", "lt", "ne", "sign"})

@@ -40,6 +40,7 @@ from ._registry import registered_interval, remedy
 from ._rounding import SUMS, as_dtype, num_terms, outward, unit
 from ._sets import Bounds
 from ._softmax import interval_of_softmax
+from ._wrapping import unless_wrapped
 
 Rule = Callable[..., Any]
 
@@ -65,7 +66,7 @@ def interval(node: Node, operands: list[Any], method: str) -> list[Bounds]:
         operands = [_before_sum(node, x) for x in operands]
     bounds = rule(node, *operands)
     bounds = [bounds] if isinstance(bounds, Bounds) else list(bounds)
-    bounds = [_outward(node, b) for b in bounds]
+    bounds = [unless_wrapped(node, operands, _outward(node, b)) for b in bounds]
     return [as_dtype(b, v.dtype) for b, v in zip(bounds, node.outputs, strict=True)]
 
 
@@ -209,6 +210,7 @@ _RULES: dict[str, Rule] = {
     "norm": interval_of_norm,
     "normalize": interval_of_normalize,
     "not": monotone.decreasing,
+    "real_pow": monotone.on_domain,
     "reciprocal": turning.reciprocal,
     "reduce_prod": orders.product,
     "rem": turning.remainder,

@@ -38,10 +38,19 @@ from ._sets import Bounds
 
 
 def interval_of_logsumexp(node: Node, x: Bounds) -> Bounds:
-    """Logsumexp rises with every entry: the values at the ends."""
+    """Logsumexp rises with every entry: the values at the ends.
+
+    Where all entries are masked they are large and negative in place of infinite.
+    """
     lower, upper = (node.evaluate(end)[0] for end in x)
     error = unit(grouped(node, x.lower).shape[-1] + 16, lower.dtype)
-    return Bounds(lower - error, upper + error)
+    lower = jnp.where(lower < _masked(x), -jnp.inf, lower - error)
+    return Bounds(lower, upper + error)
+
+
+def _masked(x: Bounds) -> float:
+    """What no score is below that is not masked."""
+    return float(jnp.finfo(x.lower.dtype).min) / 16
 
 
 def interval_of_log_softmax(node: Node, x: Bounds) -> Bounds:
@@ -66,7 +75,8 @@ def relax_logsumexp(node: Node, x: Bounds) -> Planes:
     """The tangent at the centre below; above, that of the logarithm of chords."""
     box, shape = box_of(node, x), node.outputs[0].shape
     below, above = _tangent_less(box, 0.0), negated(_less_chords(box, 0.0))
-    usable = box.usable.reshape(shape)
+    masked = jnp.max(grouped(node, x.upper), axis=-1, keepdims=True) < _masked(x)
+    usable = (box.usable & ~masked).reshape(shape)
 
     def read(plane: Plane, v: Any) -> Any:
         found = total(plane.vector * grouped(node, v)) * plane.rank[..., :1]

@@ -137,8 +137,8 @@ def turning_at(point: float, node: Node, x: Bounds, *constants: Any) -> Bounds:
 
 
 def on_domain(node: Node, x: Bounds) -> Bounds:
-    """A function of `DOMAINS`."""
-    domain = DOMAINS[node.name]
+    """A function of `DOMAINS`, or a power that is no whole number."""
+    domain = DOMAINS.get(node.name) or _domain_of_power(node)
     low, high, _, vertex, falls = domain
     # What is rounded outward from a value at a limit is taken for the limit.
     slack = 8 * float(jnp.finfo(x.lower.dtype).eps) if np.isfinite(high) else 0.0
@@ -160,6 +160,11 @@ def on_domain(node: Node, x: Bounds) -> Bounds:
     )
 
 
+def _domain_of_power(node: Node) -> _Domain:
+    power = node.params["y"]
+    return _Domain(0.0, closed=power > 0, falls=power < 0)
+
+
 def _check_domain(node: Node, x: Bounds, domain: _Domain, slack: float) -> None:
     low, high, closed = domain[:3]
     lowest = np.min(np.asarray(x.lower), initial=np.inf)
@@ -171,7 +176,8 @@ def _check_domain(node: Node, x: Bounds, domain: _Domain, slack: float) -> None:
     got = f"down to {lowest:.4g}" if below else f"up to {highest:.4g}"
     least, most = ("at least", "at most") if closed else ("above", "below")
     wanted = f"{least} {low:g}" if below else f"{most} {high:g}"
+    name = node.name.removeprefix("real_")
     raise ValueError(
-        f"{node.name} at {source_line(node.equation)} may get values {got} in this "
-        f"set; wanted {wanted} everywhere: use a smaller set, or clamp its argument."
+        f"{name} at {source_line(node.equation)} may get values {got} in this set; "
+        f"wanted {wanted} everywhere: use a smaller set, or clamp its argument."
     )

@@ -134,7 +134,7 @@ def _integer_power(node: Node) -> list[Node]:
 
 
 def _power(node: Node) -> list[Node]:
-    """X ** y as an integer power, as a root, or as exp(y log x)."""
+    """X ** y as an integer power, a root or another constant one, or exp(y log x)."""
     x, y = node.inputs
     out = node.outputs[0]
     exponent = _number(y)
@@ -145,6 +145,11 @@ def _power(node: Node) -> list[Node]:
         power = int(exponent)
         step = _step(node, "integer_pow", (x,), lambda x: jax.lax.integer_pow(x, power))
         return _integer_power(dataclasses.replace(step, params={"y": power}))
+    if exponent is not None:
+        step = _step(node, "real_pow", (x,), lambda x: jnp.power(x, exponent))
+        return [dataclasses.replace(step, params={"y": exponent})]
+    if _whole_numbers(y):
+        return _integer_powers(node)
     if isinstance(y, Variable) and not jnp.issubdtype(y.dtype, jnp.floating):
         return [node]
     if not isinstance(x, Variable):
@@ -155,6 +160,36 @@ def _power(node: Node) -> list[Node]:
     return [log, scaled, _step(node, "exp", scaled.outputs, jnp.exp)]
 
 
+def _whole_numbers(y: Any) -> bool:
+    if isinstance(y, Variable) or not is_concrete(y):
+        return False
+    y = np.asarray(y)
+    return np.unique(y).size <= _MOST_POWERS and bool(np.all(y == np.round(y)))
+
+
+def _integer_powers(node: Node) -> list[Node]:
+    """X ** y for an array of whole numbers: each of them, and a choice."""
+    x, y = node.inputs
+    out = node.outputs[0]
+    wide = Variable(x.aval.update(shape=out.shape))
+    powers, which = np.unique(np.asarray(y), return_inverse=True)
+    made, cases = [_widened(node, x, wide)], []
+    for power in map(int, powers):
+        if power == 0:
+            cases.append(jnp.ones(out.shape, out.dtype))
+            continue
+        case = Variable(out.aval)
+        step = dataclasses.replace(node, inputs=(wide, float(power)), outputs=(case,))
+        made += _power(step)
+        cases.append(case)
+    if len(cases) == 1:
+        return [*made, _step(node, "copy", cases, lambda x: x)]
+    which = np.broadcast_to(which.reshape(np.shape(y)), out.shape).astype(np.int32)
+    which = which.astype(bool) if len(cases) == 2 else which
+    return [*made, _step(node, "select_n", (which, *cases), jax.lax.select_n)]
+
+
+_MOST_POWERS = 16
 _ROOTS = {0.5: ("sqrt", jnp.sqrt), -0.5: ("rsqrt", jax.lax.rsqrt)}
 
 

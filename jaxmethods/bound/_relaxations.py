@@ -106,6 +106,11 @@ def _integer_power(node: Node, x: Bounds) -> Family:
     return lines.convex(f, x) if power % 2 == 0 else _by_sign(f, x)
 
 
+def _real_power(node: Node, x: Bounds) -> Family:
+    shape = lines.concave if 0 < node.params["y"] < 1 else lines.convex
+    return shape(_function(node, [x]), x)
+
+
 _SHAPES: dict[str, Shape] = {
     "asinh": lines.sigmoidal,
     "atan": lines.sigmoidal,
@@ -138,6 +143,7 @@ _RULES: dict[str, Callable[..., Relaxation]] = {
     "min": choices.minimum,
     "norm": relax_norm,
     "normalize": relax_normalize,
+    "real_pow": _real_power,
     "reduce_max": choices.reduce_max,
     "reduce_min": choices.reduce_min,
     "reduce_window_max": choices.reduce_window_max,

@@ -13,6 +13,7 @@ from ..core import (
     flatten,
     inline_cond,
     keep_whole,
+    skip,
     unroll_scan,
 )
 from ._prepare import prepare
@@ -20,7 +21,12 @@ from ._rows import Rows
 from ._sets import Bounds, Set, is_set
 
 # What becomes of branches, loops and functions with bounds of their own.
-BRANCHES: Mapping[str, Any] = {"cond": inline_cond, ANNOTATED: keep_whole}
+BRANCHES: Mapping[str, Any] = {
+    "cond": inline_cond,
+    ANNOTATED: keep_whole,
+    # What bounds themselves are made of: they may be bounded as well.
+    **dict.fromkeys(("any_example", "materialize"), skip),
+}
 _UNROLLED = {**BRANCHES, "scan": unroll_scan}
 
 

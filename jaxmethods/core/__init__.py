@@ -25,6 +25,7 @@ from ._checks import is_concrete as is_concrete
 from ._control import inline_cond as inline_cond
 from ._control import keep_whole as keep_whole
 from ._control import reached as reached
+from ._control import skip as skip
 from ._control import unroll_scan as unroll_scan
 from ._convolutions import with_fast_convolutions as with_fast_convolutions
 from ._flatten import flatten as flatten

@@ -29,6 +29,14 @@ def keep_whole(
     return flattening.emit(name, inputs, avals, evaluate, equation, equation.params)
 
 
+def skip(
+    flattening: Flattening, equation: JaxprEqn, inputs: list[Any], wanted: list[bool]
+) -> list[Any]:
+    """Leaves out an operation whose outputs are its inputs."""
+    del flattening, equation, wanted
+    return inputs
+
+
 def inline_cond(
     flattening: Flattening, equation: JaxprEqn, inputs: list[Any], wanted: list[bool]
 ) -> list[Any]:

@@ -6,6 +6,7 @@ from functools import partial, wraps
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import JaxprEqn, Literal
 
@@ -164,6 +165,7 @@ class Flattening:
         Returns:
             The atoms of its outputs.
         """
+        inputs = [_known_if_empty(atom) for atom in inputs]
         if not any(isinstance(atom, Variable) for atom in inputs):
             return evaluate(*inputs)
         made = tuple(map(Variable, outputs))
@@ -184,6 +186,13 @@ class Flattening:
             return self.walk(inner, inputs, wanted, equation)
         avals, evaluate = [v.aval for v in equation.outvars], partial(bind, equation)
         return self.emit(name, inputs, avals, evaluate, equation, equation.params)
+
+
+def _known_if_empty(atom: Any) -> Any:
+    """A value without entries depends on nothing."""
+    if isinstance(atom, Variable) and not atom.aval.size:
+        return jnp.zeros(atom.shape, atom.dtype)
+    return atom
 
 
 # From (a graph in the making, an equation, its operands, which of its outputs are

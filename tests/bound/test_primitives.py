@@ -52,7 +52,9 @@ ELEMENTWISE = {
     "nextafter": (lambda x: jnp.nextafter(x, 1.0), -3, 3),
     "pow 2.0": (lambda x: jnp.power(x, 2.0), -4, 4),
     "pow -3.0": (lambda x: jnp.power(x, -3.0), 0.3, 4),
-    "pow 1.7": (lambda x: jnp.power(x, 1.7), 0.01, 4),
+    "pow 1.7": (lambda x: jnp.power(x, 1.7), 0, 4),
+    "pow 0.3": (lambda x: jnp.power(x, 0.3), 0, 4),
+    "pow -1.5": (lambda x: jnp.power(x, -1.5), 0.05, 4),
     "pow of a constant": (lambda x: jnp.power(1.7, x), -4, 4),
     "pow x x": (lambda x: jnp.power(x, x), 0.05, 3),
     "reduce_precision": (lambda x: lax.reduce_precision(x, 5, 3), -4, 4),
@@ -108,6 +110,7 @@ JOINT = {
     "argsort": lambda x: jnp.argsort(x, 1),
     "atan2": lambda x: jnp.arctan2(x[0], x[1]),
     "comparisons": lambda x: (x[0] < x[1], x[0] >= x[1], x[0] == x[1], x > 0),
+    "celu, reversed": lambda x: x @ jax.nn.celu(x, -1.0).T,
     "cond": lambda x: lax.cond(x[0, 0] > 0.3, jnp.sin, lambda v: v - 1, x),
     "cumlogsumexp": lambda x: lax.cumlogsumexp(x, 1),
     "cummax": lambda x: lax.cummax(x, 0),
@@ -116,6 +119,7 @@ JOINT = {
     "cumsum": lambda x: jnp.cumsum(x, 1),
     "diff": lambda x: jnp.diff(x, axis=1),
     "division of integers": lambda x: (4 * x).astype(int) // (1 + (x < 0)),
+    "empty": lambda x: x[:0].sum() + jnp.max(x[:, :0], initial=-1.0) + x,
     "einsum": lambda x: jnp.einsum("ij,kj->ki", x, jnp.sin(x)),
     "fori_loop": lambda x: lax.fori_loop(1, 4, lambda i, v: jnp.sin(v) + i * x, x),
     "gather": lambda x: x[INDEX, 1:] - jnp.take(x, abs(INDEX), axis=0)[:, :3],
@@ -133,6 +137,7 @@ JOINT = {
     "name": lambda x: checkpoint_name(x, "hidden") ** 2,
     "pad": lambda x: jnp.pad(x, 1, mode="reflect"),
     "pool": max_pool,
+    "powers": lambda x: x ** jnp.array([[0.0, 1.0, 2.0, 3.0]]),
     "pool, gradient": pool_gradient,
     "products of integers": lambda x: jnp.prod(jnp.round(x).astype(int), 0),
     "quantile": lambda x: jnp.quantile(x, 0.3),
@@ -260,7 +265,7 @@ OUTSIDE = {
     "lgamma": (lax.lgamma, -0.5, 2.0, "lgamma at .*above 0"),
     "log": (jnp.log, -0.5, 2.0, "log at .*down to -0.5 .*above 0"),
     "log1p": (jnp.log1p, -1.0, 2.0, "log1p at .*above -1"),
-    "pow": (lambda x: jnp.power(x, 1.5), -0.5, 2.0, "log at .*above 0"),
+    "pow": (lambda x: jnp.power(x, 1.5), -0.5, 2.0, "pow at .*at least 0"),
     "rsqrt": (lax.rsqrt, 0.0, 2.0, "rsqrt at .*above 0"),
     "sqrt": (jnp.sqrt, -0.5, 2.0, "sqrt at .*at least 0"),
     "tan": (jnp.tan, 1.0, 2.0, "tan at .*pole"),
@@ -324,6 +329,25 @@ def test_a_cast_that_does_not_fit_gives_the_range_of_its_type():
     found = bound.ibp(lambda x: x.astype(jnp.uint8))(box)
     np.testing.assert_array_equal(found.lower, [0, 3, 0])
     np.testing.assert_array_equal(found.upper, [255, 9, 255])
+
+
+def test_whole_numbers_that_may_wrap_have_the_range_of_their_type():
+    box = bound.Box(jnp.array([0.205, 1.005]), jnp.array([0.405, 1.205]))
+    found = bound.ibp(lambda x: (100 * x).astype(jnp.uint8) + jnp.uint8(140))(box)
+    np.testing.assert_array_equal(found.lower, [160, 0])
+    np.testing.assert_array_equal(found.upper, [180, 255])
+    found = bound.ibp(lambda x: (30 * x).astype(jnp.int32) * 2**27)(box)
+    np.testing.assert_array_equal(found.lower, [6 * 2**27, -(2**31)])
+    found = bound.ibp(lambda x: (100 * x).astype(jnp.uint8) - jnp.uint8(30))(box)
+    np.testing.assert_array_equal(found.lower, [0, 70])
+    np.testing.assert_array_equal(found.upper, [255, 90])
+
+
+def test_a_row_without_a_score_has_no_logsumexp():
+    fn = lambda x: jax.nn.logsumexp(jnp.where(x < 9, -jnp.inf, x))  # noqa: E731
+    for method in (bound.ibp, bound.crown):
+        found = jax.jit(method(fn))(bound.Ball(jnp.zeros(3), 0.1))
+        assert (found.lower == -jnp.inf).all()
 
 
 def test_places_of_the_largest_entry_are_exact_where_it_is_clear():
