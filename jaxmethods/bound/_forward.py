@@ -56,7 +56,8 @@ class Forward:
         place = 0
         for v, size in zip(flow.graph.inputs, sizes, strict=True):
             rows = jnp.eye(sum(sizes) + 1, size, -place, dtype=v.dtype)
-            rows = rows.reshape(-1, *v.shape)
+            # XLA would fold its product with weights that are constants, for seconds.
+            rows = jax.lax.optimization_barrier(rows.reshape(-1, *v.shape))
             self._spans[v] = Span(rows, jnp.zeros_like(rows))
             place += size
         reach = [largest(flow.bounds[v]).reshape(-1) for v in flow.graph.inputs]

@@ -141,20 +141,14 @@ def outward(bounds: Bounds, error: float) -> Bounds:
     A lower end that has overflowed to infinity becomes the largest finite number, so
     that it stays below the value; likewise an upper end.
     """
-    lower, upper = bounds
-    info = jnp.finfo(lower.dtype)
-    shrink, grow = 1 - error, 1 + error
+    info = jnp.finfo(bounds.lower.dtype)
+    lower = jnp.minimum(bounds.lower, info.max)
+    upper = jnp.maximum(bounds.upper, -info.max)
 
-    def least(x: Any) -> Any:
-        return jnp.where(x == 0, 0, underflow(x.dtype)).astype(x.dtype)
+    def lost(x: Any) -> Any:
+        return jnp.where(x == 0, 0, jnp.abs(x) * error + info.tiny)
 
-    low = lower * _factor(lower, shrink, grow) - least(lower)
-    high = upper * _factor(upper, grow, shrink) + least(upper)
-    return Bounds(jnp.minimum(low, info.max), jnp.maximum(high, -info.max))
-
-
-def _factor(x: Any, positive: float, negative: float) -> Any:
-    return jnp.where(x > 0, positive, negative).astype(x.dtype)
+    return Bounds(lower - lost(lower), upper + lost(upper))
 
 
 def lowered(x: Any, dtype: Any) -> Any:
