@@ -16,11 +16,12 @@ most keep it, as in trained nets.
 costs; the floor there is the plain loss's. The first row is the machine's matrix
 product.
 
-Some of the last results, one x86_64 core at 153 GFLOP/s, jax 0.10, auto_LiRPA 0.7.1,
-CPU ms, ours and theirs, CROWN at B = 1 and 32: MLP 2.6 and 6.9, 67 and 142; settled MLP
-1.6 and 5.5, 36 and 81; settled CNN 10 and 20, 275 and 693, where the account of
-rounding makes ours 1.17 times as wide; transformer at B = 1 232 and 342, there 1.8
-times as wide.
+Some of the last results, one x86_64 core at 134 GFLOP/s beside another job, jax 0.10,
+auto_LiRPA 0.7.1, CPU ms, ours and theirs, CROWN at B = 1 and 32: MLP 3.3 and 7.6, 73
+and 142; settled MLP 2.1 and 5.8, 41 and 70; CNN 20 and 45, 522 and 1850; settled CNN 13
+and 22, 294 and 728; transformer at B = 1 335 and 327, LSTM 84 and 847. The account of
+rounding makes ours 1.03 (settled MLP), 1.06 (settled CNN) and 1.08 (transformer) times
+as wide. `forward` is slower on convolutions: 159 and 57 (CNN).
 """
 
 from collections.abc import Callable, Iterator
