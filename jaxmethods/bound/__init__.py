@@ -3,8 +3,12 @@
 Sets stand where arrays would: `Ball`, `Box`, their `Intersection`, `Substitutions` of
 words, the `quantization_box` round weights. `ibp` carries intervals through any
 function, `crown_ibp` adds a linear bound of the outputs, `crown` one for every value
-inside; `linear_bounds` gives the planes. `margins` turns logits into what has to stay
+inside, `alpha_crown` optimises its choices; `forward` suits few inputs and many
+outputs. `linear_bounds` gives the planes. `margins` turns logits into what has to stay
 positive. `register_rule` adds a primitive.
+
+Sets are pytrees: `jax.vmap(bound.crown(fn), (bound.Ball(0, None),))` takes a ball whose
+center has a batch axis. `Bounds` turn into a set by `Box(*bounds)`.
 
 On top of them: `radius` and `word_radius` search how far a label holds, `verify`
 decides it for one set, `robust_loss` trains for it, `lipschitz` and `monotonicity` say

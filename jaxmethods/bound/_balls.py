@@ -44,6 +44,7 @@ class Ball:
             real number.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> from jaxmethods import bound
         >>> ball = bound.Ball(jnp.array([1.0, 2.0]), 0.5)
         >>> bounds = bound.ibp(lambda x: -x)(ball)
@@ -56,7 +57,7 @@ class Ball:
     p: Any = field(default=jnp.inf, metadata=dict(static=True))
 
     def check(self) -> None:
-        """Raises where the ball is none."""
+        """Raises unless the ball is valid."""
         check_norm(self.p, "p of a Ball")
         check_arrays(self.center, "center of a Ball")
         own, wanted = map(jax.tree.structure, (self.radius, self.center))
@@ -136,6 +137,7 @@ class Box:
         TypeError: When bounds are asked for: an end is not floating.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> from jaxmethods import bound
         >>> box = bound.Box(jnp.array([0.0, 1.0]), jnp.array([2.0, 1.0]))
         >>> round(float(bound.ibp(lambda x: x.sum())(box).upper), 3)
@@ -146,7 +148,7 @@ class Box:
     upper: Any
 
     def check(self) -> None:
-        """Raises where the box is none."""
+        """Raises unless the box is valid."""
         own, other = map(jax.tree.structure, (self.lower, self.upper))
         if own != other:
             raise ValueError(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from ..core import Node, annotated_call, describe, source_line
 from . import _lines as lines
 from . import _univariate as univariate
-from ._planes import Lines, Relaxation, constant
+from ._planes import Lines, Planes, Relaxation, constant
 from ._rounding import outward, unit
 from ._sets import Bounds
 
@@ -82,6 +82,7 @@ def custom_bounds(fn: Callable[..., Any]) -> CustomBounds:
         The function, with a method `defbounds(interval, relax=None)`.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> from jaxmethods import bound
         >>> @bound.custom_bounds
         ... def distance(x):
@@ -116,6 +117,7 @@ def monotone(
         ValueError: When called: the shapes differ.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> from jaxmethods import bound
         >>> step = bound.monotone(lambda x: x * jnp.abs(x))
         >>> box = bound.Box(jnp.array([-1.0]), jnp.array([2.0]))
@@ -141,6 +143,7 @@ def s_shaped(fn: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.
         ValueError: When called: the shapes differ.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> from jaxmethods import bound
         >>> squash = bound.s_shaped(lambda x: x / jnp.sqrt(1 + x * x))
         >>> ball = bound.Ball(jnp.array([2.0]), 1.0)
@@ -215,7 +218,9 @@ class _Custom:
 
     def interval(self, node: Node, *operands: Any) -> list[Bounds]:
         def rule(*leaves: Any) -> Bounds:
-            return self.interval_rule(*self.treedef.unflatten(leaves))
+            found = self.interval_rule(*self.treedef.unflatten(leaves))
+            _check_kind(node, found, (Bounds,), "Bounds")
+            return found
 
         found = self._over_axes(node, rule)(*operands[node.params["num_consts"] :])
         sides = (jax.tree.leaves(side) for side in found)
@@ -227,11 +232,17 @@ class _Custom:
         in_front = all(set(axes[first:]) <= {0, None} for axes, _ in self.mapped)
         if self.relax_rule is None or not in_front:
             return constant(bounds)
+
+        def relaxed(*leaves: Any) -> Any:
+            found = self.relax_rule(*self.treedef.unflatten(leaves))
+            _check_kind(node, found, (Lines, Planes), "Lines or Planes")
+            return found
+
         if not self.mapped:
-            return self.relax_rule(*self.treedef.unflatten(given))
+            return relaxed(*given)
 
         def rule(*leaves: Any) -> Any:
-            found = self.relax_rule(*self.treedef.unflatten(leaves))
+            found = relaxed(*leaves)
             return found if isinstance(found, Lines) else None
 
         found = self._over_axes(node, rule)(*given)
@@ -242,6 +253,14 @@ class _Custom:
         for axes, size in reversed(self.mapped):
             rule = jax.vmap(rule, axes[first:], axis_size=size)
         return rule
+
+
+def _check_kind(node: Node, found: Any, kinds: tuple[type, ...], wanted: str) -> None:
+    if not isinstance(found, kinds):
+        raise TypeError(
+            f"the rule for the bounds of a function at {source_line(node.equation)} "
+            f"returned a {type(found).__name__}; wanted {wanted}."
+        )
 
 
 @dataclass(frozen=True)

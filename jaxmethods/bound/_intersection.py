@@ -53,7 +53,7 @@ class Intersection:
     box: Box
 
     def check(self) -> None:
-        """Raises where this is no set."""
+        """Raises unless this is a valid set."""
         self.ball.check()
         self.box.check()
         own, wanted = map(jax.tree.structure, (self.box.lower, self.ball.center))
@@ -185,6 +185,32 @@ def cut_off(ball: Ball, bounds: Any) -> Ball | Intersection:
         ) from None
     ends = (float(e) if isinstance(e, int) else e for e in (lower, upper))
     return Intersection(ball, Box(*ends))
+
+
+def is_within(x: Any, bounds: Any) -> Any:
+    """Whether no entry of a pytree is beyond the least and the largest value.
+
+    Args:
+        x: The pytree.
+        bounds: As for `cut_off`, which has looked at them.
+
+    Raises:
+        ValueError: A concrete `x` has such an entry.
+    """
+    if bounds is None:
+        return True
+    within = jnp.array(True)
+    for leaf in jax.tree.leaves(x):
+        lower, upper = (jnp.broadcast_to(end, jnp.shape(leaf)) for end in bounds)
+        fits = (lower <= leaf) & (leaf <= upper)
+        if is_concrete(fits) and not bool(np.all(np.asarray(fits))):
+            beyond = np.asarray(leaf)[~np.asarray(fits)][0]
+            raise ValueError(
+                f"x holds {beyond:.4g}, outside of bounds={bounds}; clip it, or give "
+                "the least and the largest value of an entry of your data."
+            )
+        within = within & jnp.all(fits)
+    return within
 
 
 def _repeated(ends: list[Any], num: int) -> list[Any]:

@@ -30,7 +30,9 @@ def margins(fn: Callable[..., Any], label: Any) -> Callable[..., jax.Array]:
         TypeError: The logits are not floating, or the label is no integer scalar.
 
     Example:
-        >>> margins(lambda z: z, 1)(jnp.array([0.5, 2.0, 1.0]))
+        >>> import jax.numpy as jnp
+        >>> from jaxmethods import bound
+        >>> bound.margins(lambda z: z, 1)(jnp.array([0.5, 2.0, 1.0]))
         Array([1.5, 1. ], dtype=float32)
     """
 

@@ -64,8 +64,8 @@ def ibp(fn: Callable[..., Any]) -> Callable[..., Bounds]:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from jaxmethods.bound import Ball
-        >>> bounds = ibp(lambda x: jnp.tanh(2 * x))(Ball(jnp.zeros(2), 0.5))
+        >>> from jaxmethods import bound
+        >>> bounds = bound.ibp(lambda x: jnp.tanh(2 * x))(bound.Ball(jnp.zeros(2), 0.5))
         >>> bounds.upper.round(3)
         Array([0.762, 0.762], dtype=float32)
 
@@ -98,9 +98,10 @@ def forward(fn: Callable[..., Any]) -> Callable[..., Bounds]:
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from jaxmethods.bound import Box
+        >>> from jaxmethods import bound
         >>> fn = lambda x: jax.nn.relu(x[0] - x[1]) - x[0]
-        >>> round(float(forward(fn)(Box(jnp.zeros(2), jnp.ones(2))).upper), 3)
+        >>> box = bound.Box(jnp.zeros(2), jnp.ones(2))
+        >>> round(float(bound.forward(fn)(box).upper), 3)
         0.5
 
     References:
@@ -126,9 +127,9 @@ def crown_ibp(
     Args:
         fn: As for `ibp`.
         side: "lower", "upper" or "both"; the side not asked for is sound, not tight.
-        chunk: How many rows (entries of a value that is bounded) a pass carries at
-            most, to save memory: a row is as large as the widest value below it. None
-            for all at once.
+        chunk: How many entries of a value a pass bounds at once, None for all: the
+            same bounds in more passes, whose memory is about `chunk` times the largest
+            array inside `fn`.
 
     Returns:
         `bounded(*args) -> Bounds`, as for `ibp`.
@@ -139,10 +140,10 @@ def crown_ibp(
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from jaxmethods.bound import Box
+        >>> from jaxmethods import bound
         >>> fn = lambda x: jax.nn.relu(x[0] - x[1]) - x[0]
-        >>> box = Box(jnp.zeros(2), jnp.ones(2))
-        >>> [round(float(m(fn)(box).upper), 3) for m in (ibp, crown_ibp)]
+        >>> box = bound.Box(jnp.zeros(2), jnp.ones(2))
+        >>> [round(float(m(fn)(box).upper), 3) for m in (bound.ibp, bound.crown_ibp)]
         [1.0, 0.5]
 
     References:
@@ -171,10 +172,10 @@ def crown(
         As `crown_ibp`.
 
     Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from jaxmethods.bound import Ball
+        >>> import jax.numpy as jnp
+        >>> from jaxmethods import bound
         >>> affine = lambda x: jnp.cumsum(x)[::-1] - x  # exact, however it is written
-        >>> crown(affine)(Ball(jnp.ones(2), 0.5)).lower.round(3)
+        >>> bound.crown(affine)(bound.Ball(jnp.ones(2), 0.5)).lower.round(3)
         Array([ 0.5, -1. ], dtype=float32)
 
     References:
@@ -193,8 +194,9 @@ def alpha_crown(
 ) -> Callable[..., Bounds]:
     """`crown` with the free choices of its relaxations optimised.
 
-    Tightest and dearest: `num_steps` steps of gradient ascent on the bounds, through
-    the bounds of the values inside, which are optimised along.
+    Tightest and most expensive: `num_steps` steps of gradient ascent on the bounds,
+    through the bounds of the values inside, which are optimised along. Functions with
+    smooth activations take many times longer to compile than with `crown`.
 
     Args:
         fn: As for `ibp`.
@@ -213,10 +215,10 @@ def alpha_crown(
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from jaxmethods.bound import Ball
+        >>> from jaxmethods import bound
         >>> fn = lambda x: jax.nn.relu(x[0] + x[1]) - jax.nn.relu(x[0] - 2 * x[1])
-        >>> ball = Ball(jnp.array([0.1, 0.2]), 1.0)
-        >>> plain, best = crown(fn)(ball), alpha_crown(fn)(ball)
+        >>> ball = bound.Ball(jnp.array([0.1, 0.2]), 1.0)
+        >>> plain, best = bound.crown(fn)(ball), bound.alpha_crown(fn)(ball)
         >>> bool(best.upper - best.lower < plain.upper - plain.lower)
         True
 
@@ -318,8 +320,9 @@ def linear_bounds(
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from jaxmethods.bound import Ball
-        >>> planes = linear_bounds(lambda x: jax.nn.relu(x))(Ball(jnp.zeros(()), 1.0))
+        >>> from jaxmethods import bound
+        >>> ball = bound.Ball(jnp.zeros(()), 1.0)
+        >>> planes = bound.linear_bounds(lambda x: jax.nn.relu(x))(ball)
         >>> round(float(planes.upper_slope), 3), round(float(planes.upper_bias), 3)
         (0.5, 0.5)
 

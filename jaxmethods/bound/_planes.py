@@ -18,6 +18,7 @@ class Lines(NamedTuple):
     interval; arrays of the shape of x.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> from jaxmethods import bound
         >>> one = jnp.ones(3)
         >>> lines = bound.Lines(0 * one, 0 * one, 0 * one, one)  # 0 <= f(x) <= 1
@@ -90,6 +91,7 @@ class Planes(NamedTuple):
             side, of the output's shape; for the account of rounding.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> from jaxmethods import bound
         >>> total = lambda x, y: x + y
         >>> zero = jnp.zeros(3)

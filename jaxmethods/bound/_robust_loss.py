@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from ..core import check_integer, check_nonnegative, describe, is_concrete
 from ._balls import check_norm
+from ._intersection import is_within
 from ._margins import margins
 from ._methods import crown_ibp, ibp
 from ._sets import Ball, Set, cut_off
@@ -43,7 +44,8 @@ def robust_loss(
     Raises:
         ValueError: An unknown norm; at the call, an eps or beta that is no scalar, or,
             where values are concrete, out of its range, a label that is no class, an x
-            that is not finite or outside of `bounds`.
+            that is not finite or outside of `bounds`. A traced x outside of them makes
+            the loss NaN.
         TypeError: At the call, as for `crown_ibp` and `margins`.
 
     Example:
@@ -79,6 +81,7 @@ def robust_loss(
             raise ValueError(f"beta is {beta}; wanted a share, 0..1.")
         rows = margins(lambda x: apply(params, x), y)
         region = cut_off(Ball(x, eps, p), bounds)
+        within = is_within(x, bounds)
         region.check()
 
         def natural() -> jax.Array:
@@ -97,7 +100,8 @@ def robust_loss(
         def robust() -> jax.Array:
             return jax.lax.cond(jnp.asarray(beta) > 0, by_both, by_intervals)
 
-        return jax.lax.cond(jnp.asarray(eps) > 0, robust, natural)
+        found = jax.lax.cond(jnp.asarray(eps) > 0, robust, natural)
+        return found if bounds is None else jnp.where(within, found, jnp.nan)
 
     return loss
 

@@ -66,7 +66,7 @@ class Substitutions:
     budget: int = field(metadata=dict(static=True))
 
     def check(self) -> None:
-        """Raises where this is no set."""
+        """Raises unless this is a valid set."""
         base = self._check_embeddings(self.base, "base")
         candidates = self._check_embeddings(self.candidates, "candidates")
         valid, wanted = jnp.asarray(self.valid), candidates.shape[:-1]

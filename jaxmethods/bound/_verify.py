@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core import check_integer, check_nonnegative, describe
+from ..core import check_integer, check_nonnegative, describe, is_concrete
 from ._counterexample import lowest_margin
 from ._hidden_splits import HiddenSplits
 from ._input_splits import InputSplits
@@ -74,14 +74,14 @@ def verify(
     Raises:
         ValueError: `region` is no set or empty, the label is none of the classes, a
             limit is not positive; else as `crown`.
-        TypeError: The label is no integer, the time limit no number, or the logits are
-            not floating.
+        TypeError: The label is no integer, the time limit no number, the logits are
+            not floating, or values are traced.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from jaxmethods.bound import Ball
+        >>> from jaxmethods import bound
         >>> fn = lambda x: jnp.array([[1.0, 2.0], [2.0, 1.0]]) @ jnp.abs(x)
-        >>> verdict = verify(fn, Ball(jnp.array([0.1, 2.0]), 0.9), 0)
+        >>> verdict = bound.verify(fn, bound.Ball(jnp.array([0.1, 2.0]), 0.9), 0)
         >>> verdict.status, verdict.margin > 0
         ('verified', True)
 
@@ -122,15 +122,21 @@ def verifying(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from jaxmethods.bound import Ball
+        >>> from jaxmethods import bound
         >>> fn = lambda x: jnp.array([[1.0, 2.0], [2.0, 1.0]]) @ jnp.abs(x)
-        >>> steps = verifying(fn, Ball(jnp.array([0.1, 2.0]), 0.9), 0)
+        >>> steps = bound.verifying(fn, bound.Ball(jnp.array([0.1, 2.0]), 0.9), 0)
         >>> [verdict.status for verdict in steps][-1]
         'verified'
     """
     if not is_set(region):
         raise ValueError(
             f"region is {describe(region)}; wanted a set such as Ball(center, radius)."
+        )
+    if not all(map(is_concrete, jax.tree.leaves((region, label)))):
+        raise TypeError(
+            "verify got traced values, inside of jit, grad or vmap; it looks at them "
+            "to choose its next step: call it outside, or use bound.radius or crown "
+            "of margins."
         )
     region.check()
     check_nonnegative(time_limit, "time_limit")

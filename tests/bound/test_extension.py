@@ -216,6 +216,12 @@ def test_errors_say_what_to_do():
     narrow.defbounds(lambda x: bound.Bounds(x.lower[0], x.upper[0]))
     with pytest.raises(ValueError, match=r"an end of shape \(\); wanted \(3,\)"):
         bound.ibp(narrow)(BALL)
+    narrow.defbounds(lambda x: None)
+    with pytest.raises(TypeError, match="returned a NoneType; wanted Bounds"):
+        bound.ibp(narrow)(BALL)
+    narrow.defbounds(lambda x: x, lambda x: tuple(x))
+    with pytest.raises(TypeError, match="returned a tuple; wanted Lines or Planes"):
+        bound.crown(narrow)(BALL)
 
     def closes(x):
         fn = bound.monotone(lambda y: x * y)

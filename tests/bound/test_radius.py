@@ -100,6 +100,8 @@ def test_only_points_within_the_bounds_count():
     got = bound.radius(fn, x, 0, p=2, bounds=(0.0, 1.0))
     np.testing.assert_allclose(got, np.hypot(0.1, 0.4), rtol=1e-3)
     assert bound.radius(fn, x, 0, p=2) < got
+    outside = jax.jit(lambda x: bound.radius(fn, x, 0, bounds=(0.0, 1.0)))(2 * x)
+    assert outside == 0
 
 
 def test_a_tree_of_arrays_shares_one_ball():
@@ -152,7 +154,7 @@ def test_the_dtype_is_that_of_the_input(dtype, x64):
         ((jnp.arange(5), 0), {}, TypeError, "int32"),
         ((XS[0], 0), {"p": 3}, ValueError, "p of a Ball is 3"),
         ((XS[0], 0), {"method": "magic"}, ValueError, "method is 'magic'.*crown"),
-        ((XS[0], 0), {"bounds": (9, 10)}, ValueError, "no point in common"),
+        ((XS[0], 0), {"bounds": (9, 10)}, ValueError, "outside of bounds"),
         ((XS[0], 0), {"bounds": 0.0}, ValueError, r"bounds is float 0\.0; .* \(0, 1\)"),
         (({}, 0), {}, ValueError, "x is dict {}, without an array"),
     ],

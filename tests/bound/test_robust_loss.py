@@ -95,8 +95,10 @@ def test_pixels_stay_within_their_bounds():
     free = compiled()(PARAMS, XS, YS, 0.3, 1.0)
     cut = compiled(bounds=(0, 1))(PARAMS, XS, YS, 0.3, 1.0)
     assert cut.mean() < free.mean()
-    with pytest.raises(ValueError, match="no point in common"):
+    with pytest.raises(ValueError, match=r"x holds .* outside of bounds=.*clip it"):
         bound.robust_loss(apply, bounds=(5.0, 6.0))(PARAMS, XS[0], 0, 0.1)
+    traced = compiled(bounds=(0, 1))(PARAMS, XS.at[0, 0].set(1.5), YS, 0.3, 1.0)
+    np.testing.assert_array_equal(jnp.isnan(traced), jnp.arange(len(XS)) == 0)
 
 
 def test_gradients_are_finite_differences(x64):

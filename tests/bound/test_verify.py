@@ -109,6 +109,11 @@ def test_search_finds_the_minimum_of_a_bowl():
     "call, error, hint",
     [
         (lambda: bound.verify(net, X, LABEL), ValueError, r"region is float32\["),
+        (
+            lambda: jax.jit(lambda x: bound.verify(net, bound.Ball(x, 0.1), 0))(X),
+            TypeError,
+            "verify got traced values.*call it outside",
+        ),
         (lambda: bound.verify(net, bound.Ball(X, -1.0), LABEL), ValueError, "radius"),
         (lambda: bound.verify(net, bound.Ball(X, 0.1), 7), ValueError, "label is 7"),
         (
