@@ -128,21 +128,7 @@ def verifying(
         >>> [verdict.status for verdict in steps][-1]
         'verified'
     """
-    if not is_set(region):
-        raise ValueError(
-            f"region is {describe(region)}; wanted a set such as Ball(center, radius)."
-        )
-    if not all(map(is_concrete, jax.tree.leaves((region, label)))):
-        raise TypeError(
-            "verify got traced values, inside of jit, grad or vmap; it looks at them "
-            "to choose its next step: call it outside, or use bound.radius or crown "
-            "of margins."
-        )
-    region.check()
-    check_nonnegative(time_limit, "time_limit")
-    if not time_limit > 0:
-        raise ValueError(f"time_limit is {time_limit}; wanted seconds above 0.")
-    check_integer(batch_size, "batch_size", 2)
+    _check(region, label, time_limit, batch_size)
     begin = time.monotonic()
     rows = margins(fn, label)
 
@@ -180,6 +166,24 @@ def verifying(
             yield verdict(status, margin, "branching", None, num_open)
             if margin > 0 or time.monotonic() - begin > time_limit:
                 return
+
+
+def _check(region: Any, label: Any, time_limit: Any, batch_size: Any) -> None:
+    if not is_set(region):
+        raise ValueError(
+            f"region is {describe(region)}; wanted a set such as Ball(center, radius)."
+        )
+    if not all(map(is_concrete, jax.tree.leaves((region, label)))):
+        raise TypeError(
+            "verify got traced values, inside of jit, grad or vmap; it looks at them "
+            "to choose its next step: call it outside, or use bound.radius or crown "
+            "of margins."
+        )
+    region.check()
+    check_nonnegative(time_limit, "time_limit")
+    if not time_limit > 0:
+        raise ValueError(f"time_limit is {time_limit}; wanted seconds above 0.")
+    check_integer(batch_size, "batch_size", 2)
 
 
 def _searches(region: Set) -> list[type[InputSplits] | type[HiddenSplits]]:
