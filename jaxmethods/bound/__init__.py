@@ -4,8 +4,8 @@ Sets stand where arrays would: `Ball`, `Box`, their `Intersection`, `Substitutio
 words, the `quantization_box` round weights. `ibp` carries intervals through any
 function, `crown_ibp` adds a linear bound of the outputs, `crown` one for every value
 inside, `alpha_crown` optimises its choices; `forward` suits few inputs and many
-outputs. `linear_bounds` gives the planes. `margins` turns logits into what has to stay
-positive. `register_rule` adds a primitive.
+outputs, `taylor` small sets of few inputs. `linear_bounds` gives the planes. `margins`
+turns logits into what has to stay positive. `register_rule` adds a primitive.
 
 Sets are pytrees: `jax.vmap(bound.crown(fn), (bound.Ball(0, None),))` takes a ball whose
 center has a batch axis. `Bounds` turn into a set by `Box(*bounds)`.
@@ -45,6 +45,7 @@ from ._sets import Bounds as Bounds
 from ._sets import Box as Box
 from ._sets import Intersection as Intersection
 from ._sets import Substitutions as Substitutions
+from ._taylor import taylor as taylor
 from ._verify import Verdict as Verdict
 from ._verify import verify as verify
 from ._verify import verifying as verifying

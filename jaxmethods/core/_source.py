@@ -10,6 +10,9 @@ from jax.extend.core import JaxprEqn
 from ._versions import Frame, frames
 
 _PACKAGE = str(Path(__file__).resolve().parent.parent)
+# What is built out of them, such as the tour, is a user of theirs.
+_TRANSFORMS = ("core", "kernels", "sketch", "quantize", "bound", "influence", "shard")
+_MACHINERY = tuple(f"{_PACKAGE}/{name}/" for name in _TRANSFORMS)
 _PYTHON = sysconfig.get_path("stdlib")
 
 
@@ -40,7 +43,7 @@ def source_line(equation: JaxprEqn) -> str:
         >>> source_line(jaxpr.eqns[0]).split(":")[1]
         '1 (<lambda>)'
     """
-    trail = [f for f in frames(equation) if not f.file.startswith(_PACKAGE)]
+    trail = [f for f in frames(equation) if not f.file.startswith(_MACHINERY)]
     mine = [frame for frame in trail if not _is_library(frame)]
     callers = [] if trail else [f for f in _callers() if not _is_library(f)]
     found = [*mine, *trail, *callers]
