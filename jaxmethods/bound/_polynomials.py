@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from ..core import Node, flatten, linear_part, offset
 from ._interval import absolute
 from ._interval import range_of as range_of_graph
-from ._prepare import _simplified
+from ._prepare import simplified
 from ._products import center_radius, without_nan
 from ._rounding import largest, num_terms, underflow, unit
 from ._sets import Bounds
@@ -159,7 +159,7 @@ def _ranges(fns: Sequence[Callable[[Any], Any]], *boxes: Bounds) -> list[list[Bo
     """The intervals of elementwise functions in each box."""
     ends = [jnp.stack(side) for side in zip(*boxes, strict=True)]
     like = jax.ShapeDtypeStruct(ends[0].shape[1:], ends[0].dtype)
-    graphs = [_simplified(flatten(fn, like)) for fn in fns]
+    graphs = [simplified(flatten(fn, like)) for fn in fns]
     # Mapped over, ends are traced: outside of a domain there is infinity, not an error.
     find = jax.vmap(lambda *box: [range_of_graph(g, Bounds(*box)) for g in graphs])
     found = [without_nan(bounds) for bounds in find(*ends)]

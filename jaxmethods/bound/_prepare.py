@@ -40,7 +40,7 @@ _BROADCASTING = frozenset({"div", "max", "min", "mul", "pow", "select_n"})
 
 def prepare(graph: Graph) -> Graph:
     """A graph of the same function in operations that have rules."""
-    graph = fuse(merge_specifications(_simplified(graph)))
+    graph = fuse(merge_specifications(simplified(graph)))
     nodes = tuple(map(_with_derivative, graph.nodes))
     return Graph(graph.inputs, nodes, graph.outputs, graph.treedef)
 
@@ -62,7 +62,7 @@ def _with_derivative(node: Node) -> Node:
         value = lambda v: node.evaluate(v)[0]  # noqa: E731
         return jax.jvp(value, (v,), (jnp.ones_like(v),))[1]
 
-    found = _simplified(flatten(slope, jax.ShapeDtypeStruct(x.shape, x.dtype)))
+    found = simplified(flatten(slope, jax.ShapeDtypeStruct(x.shape, x.dtype)))
     known = all(map(has_interval, found.nodes))
     thresholds = [
         a
@@ -78,7 +78,8 @@ def _with_derivative(node: Node) -> Node:
     return dataclasses.replace(node, params={"function": function})
 
 
-def _simplified(graph: Graph) -> Graph:
+def simplified(graph: Graph) -> Graph:
+    """A graph of the same function with composite functions found, others split."""
     graph = finite_masks(match_softmax(without_repeats(graph)))
     graph = match_normalizations(graph)
     graph = match_patterns(graph, PATTERNS.values())
@@ -92,18 +93,19 @@ def _simplified(graph: Graph) -> Graph:
 
 def _rewritten(node: Node) -> Iterator[Node]:
     rewrite = _REWRITES.get(node.name)
-    yield from [node] if rewrite is None else rewrite(node)
+    yield from [full_precision(node)] if rewrite is None else rewrite(node)
 
 
-def _full_precision(node: Node) -> list[Node]:
+def full_precision(node: Node) -> Node:
+    """A product or convolution at the full precision of its dtype; another as it is."""
+    if node.name not in ("conv_general_dilated", "dot_general"):
+        return node
     highest = (jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)
     params = {**node.params, "precision": highest}
     bind = node.equation.primitive.bind
-    return [
-        dataclasses.replace(
-            node, params=params, evaluate=lambda *v: [bind(*v, **params)]
-        )
-    ]
+    return dataclasses.replace(
+        node, params=params, evaluate=lambda *v: [bind(*v, **params)]
+    )
 
 
 def _without_effect(node: Node) -> list[Node]:
@@ -222,9 +224,7 @@ def _clamp(node: Node) -> list[Node]:
 
 _REWRITES: dict[str, Callable[[Node], Sequence[Node]]] = {
     "clamp": _clamp,
-    "conv_general_dilated": _full_precision,
     "div": _quotient,
-    "dot_general": _full_precision,
     "eq": _comparison_with_itself,
     "hard_tanh": _clamp,
     "integer_pow": _integer_power,

@@ -11,7 +11,6 @@ at c_0, with the remainder of Lagrange: the interval of a derivative of one vari
 as a straight-through estimator, does no harm.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -39,6 +38,7 @@ from ..core import (
 )
 from ._methods import ibp
 from ._polynomials import Model, affine, inputs, product, range_of, univariate
+from ._prepare import full_precision
 from ._sets import Bounds, is_set, meet
 from ._smooth import KINKED, SMOOTH, scalar, tower
 from ._trace import positional
@@ -143,7 +143,7 @@ def _walk(graph: Graph, models: Sequence[Model], degree: int) -> dict[Variable, 
 
 def _rule(node: Node, degree: int) -> Callable[..., list[Model]] | None:
     """From the models of a node's variables to its own; None where it is not known."""
-    node = _with_full_precision(node)
+    node = full_precision(node)
     if is_affine(node):
         return lambda *models: affine(node, models)
     if is_bilinear(node):
@@ -181,16 +181,6 @@ def _check(graph: Graph, degree: int) -> None:
                 f"{source_line(node.equation)}; wanted operations that are known to be "
                 f"{wanted} where a set reaches them: use {other}bound.crown."
             )
-
-
-def _with_full_precision(node: Node) -> Node:
-    if node.name not in ("dot_general", "conv_general_dilated"):
-        return node
-    params = {**node.params, "precision": (lax.Precision.HIGHEST,) * 2}
-    bind = node.equation.primitive.bind
-    return dataclasses.replace(
-        node, params=params, evaluate=lambda *v: [bind(*v, **params)]
-    )
 
 
 def _power(node: Node, middle: Any, x: Any, y: Any) -> Any:

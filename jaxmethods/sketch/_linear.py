@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from ..core import Node, register_linear
+from ..core import Node, register_linear, vary_together
 
 
 def linear_apply(operator: Any, matrix: jax.Array, *, transposed: bool) -> jax.Array:
@@ -33,7 +33,8 @@ def linear_apply(operator: Any, matrix: jax.Array, *, transposed: bool) -> jax.A
         (m, d), or (n, d) where transposed, in the dtype of `matrix`.
     """
     arrays, form = _flatten(operator)
-    return _apply_p.bind(*_alike(*arrays, matrix), form=form, transposed=transposed)
+    operands = vary_together([*arrays, matrix])
+    return _apply_p.bind(*operands, form=form, transposed=transposed)
 
 
 class _Form(NamedTuple):
@@ -64,23 +65,6 @@ def _unflatten(arrays: Any, form: _Form) -> Any:
         for array, impl in zip(arrays, form.impls, strict=True)
     ]
     return form.treedef.unflatten(leaves)
-
-
-def _varying_axes(x: jax.Array) -> frozenset[str]:
-    """The mesh axes over which `x` differs, inside `jax.shard_map`."""
-    aval = jax.typeof(x)  # jax 0.10 moved the set into a field of its own
-    return aval.vma if hasattr(aval, "vma") else aval.mat.varying
-
-
-def _alike(*arrays: jax.Array) -> list[jax.Array]:
-    """The arrays, each cast to vary over every mesh axis over which one does."""
-    axes = frozenset[str]().union(*map(_varying_axes, arrays))
-    return [
-        jax.lax.pcast(x, missing, to="varying")
-        if (missing := tuple(sorted(axes - _varying_axes(x))))
-        else x
-        for x in arrays
-    ]
 
 
 def _run(*operands: jax.Array, form: _Form, transposed: bool) -> jax.Array:
