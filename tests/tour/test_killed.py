@@ -55,6 +55,15 @@ def test_killed_in_the_middle_it_ends_with_the_same_numbers(tmp_path, environmen
     assert numbers(killed) == numbers(whole)
 
 
+@pytest.fixture
+def interruptible():
+    """A shell has its background jobs, and what they start, ignore interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_interrupted_by_the_user_it_says_how_to_go_on(tmp_path, environment):
     process = start(tmp_path, environment)
     while not saved(tmp_path) and process.poll() is None:
