@@ -5,9 +5,9 @@
 Lower bounds of the 9 margins of the zoo's nets in an linf ball, one compiled call for a
 batch of B images, float32. Peers run in the same process, in turns, where they can be
 imported: auto_LiRPA 0.7 with torch for CPUs on PYTHONPATH, on the same weights and
-images; immrax from PyPI for what it has; and what one writes by hand for one net alone,
-in plain float32 without an account of rounding. The floor is the forward pass of the
-same batch. Seconds are medians of processor time, so pin the process to one core as
+images (both on the GPU where jax has one, by wall time); immrax from PyPI for what it
+has; and what one writes by hand for one net alone, in plain float32 without an account
+of rounding. The floor is the forward pass of the same batch. Seconds are medians of processor time, so pin the process to one core as
 above. `width_ratio` is how far our bounds are below the margins at the centre, over
 the peer's. Of random nets nearly all units may change their sign; of the `settled` ones
 most keep it, as in trained nets.
@@ -16,12 +16,28 @@ most keep it, as in trained nets.
 costs; the floor there is the plain loss's. The first row is the machine's matrix
 product.
 
-Some of the last results, one x86_64 core at 134 GFLOP/s beside another job, jax 0.10,
-auto_LiRPA 0.7.1, CPU ms, ours and theirs, CROWN at B = 1 and 32: MLP 3.3 and 7.6, 73
-and 142; settled MLP 2.1 and 5.8, 41 and 70; CNN 20 and 45, 522 and 1850; settled CNN 13
-and 22, 294 and 728; transformer at B = 1 335 and 327, LSTM 84 and 847. The account of
-rounding makes ours 1.03 (settled MLP), 1.06 (settled CNN) and 1.08 (transformer) times
-as wide. `forward` is slower on convolutions: 159 and 57 (CNN).
+Some of the last results, one x86_64 core at 150 GFLOP/s and nothing else running, jax
+0.10, auto_LiRPA 0.7.1, CPU ms, ours and theirs at B = 1 and at 32:
+
+    MLP   IBP         .29    1.5     .63   2.2
+          CROWN-IBP   .50    2.7     2.2   5.4
+          CROWN       2.7    7.0      68   141
+    CNN   IBP         .38    2.3     2.7   4.8
+          CROWN-IBP   .81    4.6      14    26
+          CROWN        15     42     474  1585
+
+One NVIDIA H100, jax 0.11, ms, ours and theirs at B = 1 and at 256:
+
+    MLP   IBP         .23    2.7     .22   2.7
+          CROWN-IBP   .23    5.3     .44   6.8
+          CROWN       .52     13     2.7    10
+    CNN   IBP         .23    2.3     .28   2.5
+          CROWN-IBP   .38    5.7     .84   7.2
+
+Beside another job: settled MLP CROWN 2.1 and 5.8, 41 and 70; settled CNN 13 and 22, 294
+and 728; transformer at B = 1 335 and 327, LSTM 84 and 847. The account of rounding
+makes ours 1.03 (settled MLP), 1.06 (settled CNN), 1.08 (transformer) times as wide.
+`forward` is slower on convolutions: 159 and 57 (CNN).
 """
 
 from collections.abc import Callable, Iterator

@@ -86,8 +86,10 @@ def compare(
     """Races `ours` against `peer` and `floor`, where given; returns a row.
 
     The ratio is the median of the rounds' own ratios, with its extremes beside it. With
-    `cpu`, all but the first call is processor time: what else runs counts less.
+    `cpu`, all but the first call is processor time where jax runs on the processor:
+    what else runs counts less.
     """
+    cpu = cpu and jax.default_backend() == "cpu"
     taken = race(contestants, rounds=rounds)
     each = {
         label: timing.cpu_rounds_s if cpu else timing.rounds_s

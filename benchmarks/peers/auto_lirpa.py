@@ -1,6 +1,6 @@
-"""The zoo's nets in torch, bounded by auto_LiRPA on one thread.
+"""The zoo's nets in torch, bounded by auto_LiRPA on one thread or jax's own GPU.
 
-    github.com/Verified-Intelligence/auto_LiRPA, 0.7, on PYTHONPATH, with torch for CPUs
+    github.com/Verified-Intelligence/auto_LiRPA, 0.7, on PYTHONPATH, with torch
 
 It gets the weights and images as numpy arrays, and gives the lower bounds of the
 margins alone. It is built once for each batch size and keeps what it may between calls.
@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 METHODS = {
@@ -42,11 +43,12 @@ def lower_margins(
         `prepared(method) -> bounds`, and `bounds()` the lower ends, (batch, 9).
     """
     net = _net(name, {k: torch.tensor(np.asarray(v)) for k, v in params.items()})
-    images = torch.tensor(np.asarray(xs).transpose(0, 3, 1, 2).copy())
+    net = net.to(_device())
+    images = torch.tensor(np.asarray(xs).transpose(0, 3, 1, 2).copy()).to(_device())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         bounded = auto_LiRPA.BoundedModule(net, images)
-    rows = _differences(np.asarray(ys))
+    rows = _differences(np.asarray(ys)).to(_device())
 
     def prepared(method: str) -> Callable[[], Any]:
         def bounds() -> Any:
@@ -59,7 +61,7 @@ def lower_margins(
                     method=METHODS[method],
                     bound_upper=False,
                 )
-            return lower.detach().numpy()
+            return lower.detach().cpu().numpy()
 
         return bounds
 
@@ -68,8 +70,19 @@ def lower_margins(
 
 def matmul(x: Any) -> Callable[[], Any]:
     """The product of a matrix with itself, in torch."""
-    matrix = torch.tensor(np.asarray(x))
-    return lambda: torch.matmul(matrix, matrix)
+    matrix = torch.tensor(np.asarray(x)).to(_device())
+
+    def product() -> Any:
+        result = torch.matmul(matrix, matrix)
+        if result.is_cuda:
+            torch.cuda.synchronize()
+        return result
+
+    return product
+
+
+def _device() -> Any:
+    return torch.device("cuda" if jax.default_backend() == "gpu" else "cpu")
 
 
 def _differences(ys: np.ndarray) -> Any:

@@ -74,8 +74,10 @@ def _outward(node: Node, bounds: Bounds) -> Bounds:
     dtype = jnp.result_type(bounds.lower)
     if not jnp.issubdtype(dtype, jnp.floating):
         return bounds
-    error = unit(min(num_terms(node), 4), dtype)
-    return outward(bounds, error) if error else bounds
+    terms = num_terms(node)
+    if node.name in SUMS or linear_rule(node.name) is not None:
+        terms = min(terms, 4)  # their rules account for the sum
+    return outward(bounds, unit(terms, dtype)) if terms else bounds
 
 
 def range_of(graph: Graph, x: Bounds) -> Bounds:

@@ -4,7 +4,7 @@ An operation that is defined on a part of the line only is bounded there; an int
 that leaves the part is an error where its values are known, else (-inf, inf).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -89,6 +89,22 @@ DOMAINS = {
 }
 
 
+def _to_the_end(x: Bounds) -> Any:
+    """How far an interval is from -1 and 1, some units in the last place at least."""
+    return jnp.maximum(1 - largest(x), jnp.finfo(x.lower.dtype).eps / 2)
+
+
+# What these lose beyond units in the last place, in units of 1: two about their zeros,
+# the others near the ends of their domain.
+_LOST: dict[str, Callable[[Bounds], Any]] = {
+    "acos": lambda x: 2 / jnp.sqrt(_to_the_end(x)),
+    "asin": lambda x: 2 / jnp.sqrt(_to_the_end(x)),
+    "digamma": lambda x: 8,
+    "erf_inv": lambda x: 2 / _to_the_end(x),
+    "lgamma": lambda x: 32,
+}
+
+
 def ends(operands: Sequence[Any], side: int) -> list[Any]:
     """One end of each operand; a constant is both of its ends."""
     return [x[side] if isinstance(x, Bounds) else x for x in operands]
@@ -150,8 +166,8 @@ def on_domain(node: Node, x: Bounds) -> Bounds:
         found = turning_at(vertex, node, inside)
     else:
         (found,) = (decreasing if falls else increasing)(node, inside)
-    if node.name in ("digamma", "lgamma"):  # inaccurate about their zeros
-        error = 8 * float(jnp.finfo(x.lower.dtype).eps)
+    if node.name in _LOST:
+        error = float(jnp.finfo(x.lower.dtype).eps) * _LOST[node.name](inside)
         found = Bounds(found.lower - error, found.upper + error)
     found = without_nan(found)
     return Bounds(

@@ -156,10 +156,11 @@ def between(members: Sequence[Lines]) -> Family:
     half = jnp.full_like(center.lower_slope, 0.5)
 
     def mix(share: Any, low: Any, middle: Any, high: Any) -> Any:
+        # Differences would lose the middle beside a line of a huge slope.
         return jnp.where(
             share <= 0.5,
-            low + 2 * share * (middle - low),
-            middle + (2 * share - 1) * (high - middle),
+            (1 - 2 * share) * low + 2 * share * middle,
+            (2 - 2 * share) * middle + (2 * share - 1) * high,
         )
 
     def sound(side: Lines) -> Lines:

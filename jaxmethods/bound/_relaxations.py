@@ -17,6 +17,7 @@ from ._normalization import relax_norm, relax_normalize
 from ._planes import Family, Lines, Relaxation, constant, either
 from ._products import mccormick
 from ._registry import registered_interval, registered_relaxation
+from ._rounding import largest, num_terms, unit
 from ._sets import Bounds
 from ._softmax import relax_softmax
 from ._univariate import usable
@@ -36,7 +37,8 @@ def relax(node: Node, operands: list[Any], bounds: list[Bounds]) -> Relaxation:
     if rule is None and registered_interval(node.name) is None:
         rule = mccormick if is_bilinear(node) else _RULES.get(node.name)
     if rule is not None:
-        return rule(node, *operands)
+        found = rule(node, *operands)
+        return _apart(node, found, bounds[0]) if node.name == "real_pow" else found
     if node.name == ANNOTATED:
         return relax_annotated(node, operands, bounds[0])
     if node.name == "univariate":
@@ -44,8 +46,21 @@ def relax(node: Node, operands: list[Any], bounds: list[Bounds]) -> Relaxation:
     shape = _SHAPES.get(node.name)
     if shape is None:
         return constant(bounds[0])
-    found = shape(_function(node, operands), operands[0])
+    found = _apart(node, shape(_function(node, operands), operands[0]), bounds[0])
     return found.map(lambda lines: usable(lines, bounds[0]))
+
+
+def _apart(node: Node, family: Family, bounds: Bounds) -> Family:
+    """Lines moved apart where a function is less accurate than lines allow for."""
+    error = unit(num_terms(node), bounds.lower.dtype)
+    if error <= unit(16, bounds.lower.dtype):
+        return family
+    lost = error * largest(bounds)
+    return family.map(
+        lambda found: found._replace(
+            lower_bias=found.lower_bias - lost, upper_bias=found.upper_bias + lost
+        )
+    )
 
 
 def has_lines(name: str) -> bool:
