@@ -7,10 +7,10 @@ batch of B images, float32. Peers run in the same process, in turns, where they 
 imported: auto_LiRPA 0.7 with torch for CPUs on PYTHONPATH, on the same weights and
 images (both on the GPU where jax has one, by wall time); immrax from PyPI for what it
 has; and what one writes by hand for one net alone, in plain float32 without an account
-of rounding. The floor is the forward pass of the same batch. Seconds are medians of processor time, so pin the process to one core as
-above. `width_ratio` is how far our bounds are below the margins at the centre, over
-the peer's. Of random nets nearly all units may change their sign; of the `settled` ones
-most keep it, as in trained nets.
+of rounding. The floor is the forward pass of the same batch. Seconds are medians of
+processor time, so pin the process to one core as above. `width_ratio` is how far our
+bounds are below the margins at the centre, over the peer's. Of random nets nearly all
+units may change their sign; of the `settled` ones most keep it, as in trained nets.
 
 `train` rows are a value and gradient in the weights: what a certified training step
 costs; the floor there is the plain loss's. The first row is the machine's matrix
