@@ -1,65 +1,88 @@
-"""TracIn and self-influence beside materialised per-example gradients.
+"""TracIn and self-influence of three nets beside captum, and beside materialising.
 
-    python -m benchmarks influence [--quick]
+    OMP_NUM_THREADS=1 NPROC=1 taskset -c 0 python -m benchmarks influence [--quick]
 
-All contestants are exact, jitted, float32, on 5 checkpoints. The MLP is 784-256-128-10
-(235,146 weights); the CNN two 3x3 convolutions of 16 and 32 channels, each before a
-2x2 max pool, and a dense layer (20,490 weights, images 28 x 28); the linen CNN the same
-convolutions, strided, as flax modules, with two dense layers. Data and weights are
-random: the time does not depend on their values. The peer is what one writes by hand,
-`vmap(grad)` in chunks of 100 and a matrix product; it is timed on a tenth (MLP) or a
-third (linen CNN) of the training examples and multiplied. The floor is one forward pass
-of every example through every checkpoint, which any method needs. `ours_s`, `peer_s`
-and `floor_s` are CPU seconds (medians), `ratio` is `ours_s / peer_s`, `first_s` the
-wall time of the first call, tracing and compiling included.
+Scores of 10,000 training examples on 100 test examples at 5 checkpoints, jitted,
+float32, of an MLP 784-256-128-10 (235,146 weights), a CNN of two 3x3 convolutions with
+16 and 32 channels, each before a 2x2 max pool, and a dense layer (20,490 weights), and
+the zoo's transformer. Images and weights are random: the time does not depend on them.
+Peers, in the same process and in turns:
 
-Last result (2 cores of an Intel Xeon, jax 0.10.2, others at work on them), 100 test
-examples:
+- captum 0.9.0 with torch for CPUs where it is on PYTHONPATH: `TracInCP` (all layers)
+  and `TracInCPFast` (the last layer's weight alone, whatever ours covers);
+- by hand: what one writes in JAX, `vmap(grad)` in chunks of 100 and a matrix product.
 
-                                      ours_s    peer_s     ratio   floor_s   first_s
-    tracin, MLP, 10,000                   0.564    49.529     0.011     0.193     1.219
-    self_influence, MLP, 10,000           0.391    18.281     0.021     0.192     1.153
-    aggregate, MLP, 10,000                0.500    51.071     0.010     0.198     1.278
-    tracin, CNN, 500                      0.678     7.567     0.090     0.208     5.172
-    self_influence, CNN, 500              0.531     6.295     0.084     0.173     2.851
-    aggregate, CNN, 500                   0.483     7.699     0.063     0.209     7.708
-    tracin, linen CNN, 1,500              0.583     6.909     0.084     0.194     3.455
-    self_influence, linen CNN, 1,500      0.443     3.836     0.116     0.166     2.955
-    aggregate, linen CNN, 1,500           0.386     6.839     0.056     0.184     1.847
+A slow peer gets a part of the training examples; its time is multiplied by the share of
+examples, test ones included, that it was spared. Where a peer computes the same scores,
+their greatest difference is printed, as a fraction of the greatest score: rounding, and
+a rectifier whose input is 0 to rounding falls on one side here and the other there.
+
+Seconds are medians of processor time, so pin the process to one core as above. The
+floor is arithmetic: the layers' products forward, backward to their outputs, and the
+cheaper of two ways to multiply gradients, at the speed of the matrix product in the
+first row. `mib` is what a call adds to the resident memory at its peak.
+
+Last result: see the end of this text.
 """
 
-from collections.abc import Callable
+import ctypes
+import re
+from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxmethods.influence import aggregate, self_influence, tracin
 
-from .harness import race
+from .harness import Timing, race
+from .peers import captum
+from .zoo import NETS
 
 NUM_CHECKPOINTS, NUM_TEST, CHUNK, ROUNDS = 5, 100, 100, 5
-MLP = {"w0": (784, 256), "b0": (256,), "w1": (256, 128), "b1": (128,)}
-MLP |= {"w2": (128, 10), "b2": (10,)}
-CNN = {"k0": (3, 3, 1, 16), "b0": (16,), "k1": (3, 3, 16, 32), "b1": (32,)}
-CNN |= {"w": (7 * 7 * 32, 10), "b": (10,)}
+Layers = tuple[tuple[int, int, int], ...]
 
 
-def cross_entropy(logits, label):
-    return jax.nn.logsumexp(logits) - logits[label]
+class Subject(NamedTuple):
+    """A net to explain.
+
+    Attributes:
+        apply: `apply(params, image)`, the logits.
+        shapes: Of its parameters; weights `w0` or kernels `k0`, biases `b0`, and so on.
+        layers: For each layer its places, inputs a place and outputs a place.
+        part: How many training examples the slow peers get.
+    """
+
+    apply: Callable[[Any, jax.Array], jax.Array]
+    shapes: Mapping[str, tuple[int, ...]]
+    layers: Layers
+    part: int
+
+    def loss(self, params: Any, example: Any) -> jax.Array:
+        """Cross-entropy of one (image, label)."""
+        logits = self.apply(params, example[0])
+        return jax.nn.logsumexp(logits) - logits[example[1]]
+
+    def draw(self) -> dict[str, jax.Array]:
+        """Random parameters at each checkpoint, stacked."""
+        keys = jax.random.split(jax.random.key(0), len(self.shapes))
+        return {
+            name: jax.random.normal(key, (NUM_CHECKPOINTS, *shape))
+            / np.sqrt(max(1, np.prod(shape[:-1])))
+            for key, (name, shape) in zip(keys, self.shapes.items(), strict=True)
+        }
 
 
-def mlp_loss(p, example):
-    x, y = example
+def mlp(p, x):
     h = jax.nn.relu(x.reshape(-1) @ p["w0"] + p["b0"])
-    h = jax.nn.relu(h @ p["w1"] + p["b1"])
-    return cross_entropy(h @ p["w2"] + p["b2"], y)
+    return jax.nn.relu(h @ p["w1"] + p["b1"]) @ p["w2"] + p["b2"]
 
 
-def cnn_loss(p, example):
-    x, y = example
+def cnn(p, x):
     h = x[None]
     for kernel, bias in ((p["k0"], p["b0"]), (p["k1"], p["b1"])):
         numbers = ("NHWC", "HWIO", "NHWC")
@@ -69,30 +92,32 @@ def cnn_loss(p, example):
         h = jax.nn.relu(h + bias)
         window = (1, 2, 2, 1)
         h = lax.reduce_window(h, -jnp.inf, lax.max, window, window, "VALID")
-    return cross_entropy(h.reshape(-1) @ p["w"] + p["b"], y)
+    return h.reshape(-1) @ p["w2"] + p["b2"]
 
 
-class Strided(nn.Module):
-    """Two strided convolutions and two dense layers."""
-
-    @nn.compact
-    def __call__(self, x):
-        """Logits of one image."""
-        x = nn.relu(nn.Conv(16, (3, 3), strides=2)(x))
-        x = nn.relu(nn.Conv(32, (3, 3), strides=2)(x))
-        return nn.Dense(10)(nn.relu(nn.Dense(64)(x.reshape(-1))))
-
-
-def linen_loss(p, example):
-    return cross_entropy(Strided().apply(p, example[0]), example[1])
-
-
-def draw(shapes: dict) -> dict:
-    """Random parameters of each checkpoint, stacked."""
-    keys = jax.random.split(jax.random.key(0), len(shapes))
+def subjects() -> dict[str, Subject]:
+    """The nets."""
+    dense = {"w0": (784, 256), "b0": (256,), "w1": (256, 128), "b1": (128,)}
+    dense |= {"w2": (128, 10), "b2": (10,)}
+    kernels = {"k0": (3, 3, 1, 16), "b0": (16,), "k1": (3, 3, 16, 32), "b1": (32,)}
+    kernels |= {"w2": (7 * 7 * 32, 10), "b2": (10,)}
+    encoder = NETS["transformer"]()
+    shapes = {name: value.shape for name, value in encoder.params.items()}
+    products = [shapes[f"w{i}"] for i in range(6)]
+    places = (14, 14, 14, 14, 14, 1)
     return {
-        name: jax.random.normal(key, (NUM_CHECKPOINTS, *shape)) * 0.05
-        for key, (name, shape) in zip(keys, shapes.items(), strict=True)
+        "MLP": Subject(
+            mlp, dense, ((1, 784, 256), (1, 256, 128), (1, 128, 10)), part=500
+        ),
+        "CNN": Subject(
+            cnn, kernels, ((784, 9, 16), (196, 144, 32), (1, 7 * 7 * 32, 10)), part=200
+        ),
+        "transformer": Subject(
+            encoder.apply,
+            shapes,
+            tuple((t, *pair) for t, pair in zip(places, products, strict=True)),
+            part=1000,
+        ),
     }
 
 
@@ -101,13 +126,6 @@ def images(n: int, seed: int):
     a, b = jax.random.split(jax.random.key(seed))
     x = jax.random.uniform(a, (n, 28, 28, 1))
     return x, jax.random.randint(b, (n,), 0, 10)
-
-
-def forward(loss, params, rates, *sets):
-    """Every loss of every checkpoint: the floor."""
-    return lax.map(
-        lambda p: [jax.vmap(loss, (None, 0))(p, some) for some in sets], params
-    )
 
 
 def in_chunks(fn: Callable, some):
@@ -149,54 +167,173 @@ def self_by_hand(loss, params, rates, train):
     return lax.scan(add, jnp.zeros(len(train[1])), (params, rates))[0]
 
 
-def compare(name, loss, params, ours, by_hand, train, *test, share=1) -> dict:
-    """One row; the peer sees one `share`-th of the training examples."""
-    rates = jnp.full(NUM_CHECKPOINTS, 0.1)
-    part = jax.tree.map(lambda x: x[: len(x) // share], train)
-    args, fewer = (params, rates, train, *test), (params, rates, part, *test)
-    contestants = {
-        "ours": partial(jax.jit(ours(loss)), *args),
-        "peer": partial(jax.jit(partial(by_hand, loss)), *fewer),
-        "floor": partial(jax.jit(partial(forward, loss)), *args),
-    }
-    taken = race(contestants, rounds=ROUNDS)
-    peer_s = share * taken["peer"].cpu_s
-    return {
-        "name": name,
-        "ours_s": taken["ours"].cpu_s,
-        "peer_s": peer_s,
-        "ratio": taken["ours"].cpu_s / peer_s,
-        "floor_s": taken["floor"].cpu_s,
-        "first_s": taken["ours"].first_s,
-    }
-
-
 def total_by_hand(loss, params, rates, train, test):
     """`aggregate` from materialised gradients."""
     return tracin_by_hand(loss, params, rates, train, test).sum(0)
 
 
-def run(quick: bool) -> list[dict]:
-    """The rows `{name, ours_s, peer_s, ratio, floor_s, first_s}` of this area."""
-    many, few = (1000, 200) if quick else (10_000, 500)
-    share = 1 if quick else 10
-    test = images(NUM_TEST, 1)
-    keys = jax.random.split(jax.random.key(2), NUM_CHECKPOINTS)
-    linen = jax.jit(jax.vmap(Strided().init, (0, None)))(keys, test[0][0])
-    nets = (
-        ("MLP", mlp_loss, draw(MLP), many, share),
-        ("CNN", cnn_loss, draw(CNN), few, 1),
-        ("linen CNN", linen_loss, linen, 3 * few, 3),
-    )
+TASKS: dict[str, tuple[Callable, Callable]] = {
+    "tracin": (tracin, tracin_by_hand),
+    "self_influence": (self_influence, self_by_hand),
+    "aggregate": (aggregate, total_by_hand),
+}
+
+
+def arithmetic(task: str, layers: Layers, n: int, m: int) -> float:
+    """Floating-point operations of the layers' products, at all checkpoints."""
+    total = 0
+    for i, (places, p, q) in enumerate(layers):
+        product = 2 * places * p * q
+        passes = product if i == 0 else 2 * product  # forward; backward to its input
+        pair = 2 * places**2 * (p + q)
+        if task == "tracin":
+            whole = (n + m) * product + n * m * 2 * p * q
+            total += (n + m) * passes + min(n * m * pair, whole)
+        elif task == "self_influence":
+            total += n * (passes + min(pair, product + 2 * p * q))
+        else:  # One more product forward: of the input and the direction.
+            total += (n + m) * (passes + product)
+    return NUM_CHECKPOINTS * total
+
+
+def peak_memory(fn: Callable[[], Any]) -> tuple[np.ndarray, float | None]:
+    """Calls; returns the result and the MiB added at the peak, None off Linux."""
+    reset = Path("/proc/self/clear_refs")
+    if not reset.exists():
+        return np.asarray(fn()), None
+
+    def held(name: str) -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(re.findall(rf"{name}:\s+(\d+)", status)[0]) / 1024
+
+    ctypes.CDLL(None).malloc_trim(0)
+    reset.write_text("5")
+    before = held("VmRSS")
+    result = jax.block_until_ready(fn())
+    return np.asarray(result), held("VmHWM") - before
+
+
+class Peer(NamedTuple):
+    """What ours is measured against.
+
+    Attributes:
+        label: For the title of the row.
+        call: Returns the scores of the first training examples, or of all.
+        scale: How many times longer it would take for all.
+        beside: Which of our calls it is compared with.
+        same_scores: Whether that call has the same scores.
+    """
+
+    label: str
+    call: Callable[[], Any]
+    scale: float
+    beside: str = "ours"
+    same_scores: bool = True
+
+
+def peers(
+    task: str, name: str, subject: Subject, n: int, args: tuple[Any, ...]
+) -> list[Peer]:
+    """The peers of one task; `args` are those of ours."""
+    params, rates, train, *test = args
+    part = min(subject.part, n)
+    some = jax.tree.map(lambda x: x[:part], train)
+    fewer = jax.jit(partial(TASKS[task][1], subject.loss))
+    num_test = NUM_TEST if test else 0
+    # A slow peer takes the gradients of the test examples too.
+    scale = (n + num_test) / (part + num_test)
+    found = [Peer("by hand", partial(fewer, params, rates, some, *test), scale)]
+    if captum.missing:
+        return found
+    asked = test[0] if test else images(NUM_TEST, 1)
+    whole = captum.all_layers(name, params, rates, some, asked)
+    found = [Peer("captum", whole[task], scale), *found]
+    if task == "tracin":
+        part = min(2000, n)
+        some = jax.tree.map(lambda x: x[:part], train)
+        fast = captum.last_layer(name, params, rates, some, asked)[task]
+        # It takes the gradients of the test examples for each batch again.
+        found += [
+            Peer("TracInCPFast", fast, n / part, same_scores=False),
+            Peer("last layer, TracInCPFast", fast, n / part, beside="last layer"),
+        ]
+    return found
+
+
+def measure(task: str, name: str, subject: Subject, n: int, speed: float) -> list[dict]:
+    """A row for each peer of one task on one net."""
+    transform = TASKS[task][0]
+    sets = [images(n, 0), images(NUM_TEST, 1)][: 1 if task == "self_influence" else 2]
+    args = (subject.draw(), jnp.full(NUM_CHECKPOINTS, 0.1), *sets)
+    ours = {"ours": partial(jax.jit(transform(subject.loss)), *args)}
+    others = peers(task, name, subject, n, args)
+    if any(peer.beside == "last layer" for peer in others):
+        last = [(max(key for key in subject.shapes if key[0] == "w"),)]
+        alone = jax.jit(transform(subject.loss, where=last))
+        ours["last layer"] = partial(alone, *args)
+    calls = ours | {peer.label: peer.call for peer in others}
+    taken = race(calls, rounds=ROUNDS)
+    found = {label: peak_memory(call) for label, call in calls.items()}
+    floor_s = arithmetic(task, subject.layers, n, NUM_TEST) / speed
     rows = []
-    for name, loss, params, n, share in nets:
-        train = images(n, 0)
-        for ours, by_hand, sets in (
-            (tracin, tracin_by_hand, (train, test)),
-            (self_influence, self_by_hand, (train,)),
-            (aggregate, total_by_hand, (train, test)),
-        ):
-            title = f"{ours.__name__}, {name}, {n:,}"
-            row = compare(title, loss, params, ours, by_hand, *sets, share=share)
-            rows.append(row)
+    for peer in others:
+        title = f"{task}, {name}, {n:,}, {peer.label}"
+        row = {"name": title, "floor_s": floor_s if peer.beside == "ours" else None}
+        row |= timings(taken[peer.beside], taken[peer.label], peer.scale)
+        scores, row["ours_mib"] = found[peer.beside]
+        theirs, row["peer_mib"] = found[peer.label]
+        if peer.same_scores:
+            row["difference"] = difference(scores, theirs)
+        rows.append(row)
+        note(row)
+    return rows
+
+
+def timings(ours: Timing, peer: Timing, scale: float) -> dict[str, float]:
+    """Processor seconds of two contestants, the peer's scaled up."""
+    peer_s = [scale * seconds for seconds in peer.cpu_rounds_s]
+    ratios = [a / b for a, b in zip(ours.cpu_rounds_s, peer_s, strict=True)]
+    return {
+        "ours_s": ours.cpu_s,
+        "peer_s": float(np.median(peer_s)),
+        "ratio": float(np.median(ratios)),
+        "first_s": ours.first_s,
+    }
+
+
+def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The greatest difference of the scores that both have, over the greatest score."""
+    ours = ours[..., : theirs.shape[-1]]
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+def note(row: Mapping[str, Any]) -> None:
+    """Prints what the table has no column for."""
+    ours, peer = (row[key] for key in ("ours_mib", "peer_mib"))
+    memory = "" if ours is None else f"{ours:.0f} MiB, peer {peer:.0f} MiB; "
+    same = row.get("difference")
+    scores = "" if same is None else f"scores differ by {same:.1e}; "
+    times = f"{1 / row['ratio']:.3g} times faster"
+    print(f"{row['name']}: {memory}{scores}{times}", flush=True)
+
+
+def matmul_row() -> dict[str, Any]:
+    """The machine's matrix product, by whose speed the floors are counted."""
+    size = 1024
+    x = jax.random.normal(jax.random.key(0), (size, size))
+    taken = race({"ours": partial(jax.jit(jnp.matmul), x, x)}, rounds=9)["ours"]
+    row = {"name": f"matmul {size}", "ours_s": taken.cpu_s, "first_s": taken.first_s}
+    return row | {"flops": 2 * size**3 / taken.cpu_s}
+
+
+def run(quick: bool) -> list[dict]:
+    """The rows of this area."""
+    if captum.missing:
+        print(captum.missing)
+    rows = [matmul_row()]
+    print(f"matrix products at {1e-9 * rows[0]['flops']:.0f} GFLOP/s")
+    for name, subject in subjects().items():
+        n = 1000 if quick else 10_000
+        for task in TASKS:
+            rows += measure(task, name, subject, n, rows[0]["flops"])
     return rows

@@ -92,6 +92,16 @@ def sketch_of_quantize():
     assert error.max() < 5
 
 
+def sketch_of_influence():
+    """Scores of sketched gradients: on average over keys they are the scores."""
+    run = influence.tracin(loss, project=12)
+    keys = jax.random.split(fresh(), 2000)
+    args = [PARAMS], [0.1], (XS, YS), (XS[:2], YS[:2])
+    draws = jax.jit(jax.vmap(lambda k: run(k, *args)))(keys)
+    error = jnp.abs(draws.mean(0) - influence.tracin(loss)(*args))
+    assert (error / (draws.std(0) / jnp.sqrt(2000) + 1e-6)).max() < 5
+
+
 def sketch_of_shard():
     A, S = jax.random.normal(fresh(), (64, 3)), sketch.sparse_stack(fresh(), 16, 64)
 
@@ -110,6 +120,19 @@ def quantize_of_quantize():
     policy = quantize.Policy(weight=quantize.ptq(3), where=[("w1",)])
     by_hand = PARAMS | {"w1": quantize.ptq(3)(None, PARAMS["w1"])}
     close(quantize.qat(net, policy)(PARAMS, XS), net(by_hand, XS))
+
+
+def quantize_of_sketch():
+    """Two-bit entries of a kernel matrix still tell two classes apart."""
+    spectral, signs = sketch.spectral, jnp.where(jnp.arange(128) % 2, 1.0, -1.0)
+    noise = jax.random.normal(fresh(), (256, 128))
+    x = noise + 2 * signs[None] / 16  # the means are 4 apart
+    few_bits = spectral.quantize_entries(2, 2.0)
+    found = spectral.clustering(fresh(1), x, few_bits)
+    right = jnp.mean((found.labels == found.labels[0]) == (signs == signs[0]))
+    error = jnp.minimum(right, 1 - right)
+    predicted = spectral.predict(few_bits.moments, c=2.0, snr=4.0).error
+    assert error < predicted + 5 * jnp.sqrt(predicted / 128) < 0.3
 
 
 def quantize_of_bound():
@@ -319,8 +342,6 @@ CELLS = {
 }
 AWAITED = {
     ("sketch", "bound"): "sketch.svd",
-    ("sketch", "influence"): "influence.datastore",
-    ("quantize", "sketch"): "sketch.spectral",
     ("quantize", "shard"): "shard.int8",
     ("shard", "sketch"): "sketch.tree",
 }

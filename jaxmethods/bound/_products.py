@@ -70,7 +70,7 @@ def _apply(node: Node, x: Any, y: Any) -> Any:
 
 
 def _num_products(node: Node) -> int:
-    return math.prod(node.outputs[0].shape) * num_terms(node)
+    return math.prod(node.outputs[0].shape) * int(num_terms(node))
 
 
 def outer(node: Node, x: Any, y: Any) -> tuple[Any, Any]:

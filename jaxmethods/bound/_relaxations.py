@@ -37,12 +37,13 @@ def relax(node: Node, operands: list[Any], bounds: list[Bounds]) -> Relaxation:
     if rule is None and registered_interval(node.name) is None:
         rule = mccormick if is_bilinear(node) else _RULES.get(node.name)
     if rule is not None:
-        found = rule(node, *operands)
-        return _apart(node, found, bounds[0]) if node.name == "real_pow" else found
+        return rule(node, *operands)
     if node.name == ANNOTATED:
         return relax_annotated(node, operands, bounds[0])
     if node.name == "univariate":
         return univariate.relax(node, operands[0], bounds[0])
+    if node.name == "real_pow":
+        return _apart(node, _real_power(node, operands[0]), bounds[0])
     shape = _SHAPES.get(node.name)
     if shape is None:
         return constant(bounds[0])
@@ -65,7 +66,8 @@ def _apart(node: Node, family: Family, bounds: Bounds) -> Family:
 
 def has_lines(name: str) -> bool:
     """Whether the lines or planes of an operation are more than its interval."""
-    return name in _RULES or name in _SHAPES or registered_interval(name) is not None
+    known = name in _RULES or name in _SHAPES or name == "real_pow"
+    return known or registered_interval(name) is not None
 
 
 def _function(node: Node, operands: list[Any]) -> Callable[[Any], Any]:
@@ -158,7 +160,6 @@ _RULES: dict[str, Callable[..., Relaxation]] = {
     "min": choices.minimum,
     "norm": relax_norm,
     "normalize": relax_normalize,
-    "real_pow": _real_power,
     "reduce_max": choices.reduce_max,
     "reduce_min": choices.reduce_min,
     "reduce_window_max": choices.reduce_window_max,

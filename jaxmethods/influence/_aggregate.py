@@ -9,13 +9,18 @@ import jax.numpy as jnp
 from jax.extend.core import jaxprs_in_params
 
 from ..core import describe, vary_together
-from ._chunks import map_chunks, sum_chunks
+from ._chunks import count_examples, sum_chunks
 from ._contract import inner
 from ._gradients import Recipe
-from ._task import Loss, Where, begin
+from ._methods import Method
+from ._run import Run
+from ._task import Loss, Point, Reading, Where
+from ._totals import totals
 
 
-def aggregate(loss: Loss, *, where: Where = None) -> Callable[..., jax.Array]:
+def aggregate(
+    loss: Loss, *, where: Where = None, progress: bool | None = None
+) -> Callable[..., jax.Array]:
     r"""Scores training examples on a weighted sum of test losses.
 
     .. math:: \sum_j c_j \sum_i \eta_i \nabla l(w_i, z) \cdot \nabla l(w_i, z'_j)
@@ -28,10 +33,12 @@ def aggregate(loss: Loss, *, where: Where = None) -> Callable[..., jax.Array]:
     Args:
         loss: `loss(params, example) -> scalar`, as for `tracin`.
         where: Which parameters count, as for `tracin`.
+        progress: Whether to show how far it is, as for `tracin`.
 
     Returns:
-        `scores(checkpoints, learning_rates, train, test, weights=None) -> (n_train,)`,
-        the rows of `tracin` summed with `weights` (n_test,), by default ones. Under
+        `scores(checkpoints, learning_rates, train, test, weights=None, *, visits=None,
+        precondition=None) -> (n_train,)`, the rows of `tracin` summed with `weights`
+        (n_test,), by default ones. The other arguments are those of `tracin`. Under
         `shard_map` the sum is over the device's own test examples.
 
     Raises:
@@ -59,49 +66,69 @@ def aggregate(loss: Loss, *, where: Where = None) -> Callable[..., jax.Array]:
         train: Any,
         test: Any,
         weights: jax.Array | None = None,
+        *,
+        visits: jax.Array | None = None,
+        precondition: Any = None,
     ) -> jax.Array:
-        task = begin(loss, where, checkpoints, learning_rates, train=train, test=test)
-        train, test = task.examples
-        num_train, num_test = (jax.tree.leaves(e)[0].shape[0] for e in (train, test))
+        run = Run(
+            *(loss, where, checkpoints, learning_rates, train, test),
+            visits=visits,
+            precondition=precondition,
+            progress=progress,
+        )
+        num_test = count_examples(test, "test", empty=True)
         weights = jnp.ones(num_test) if weights is None else jnp.asarray(weights)
         if weights.shape != (num_test,):
             raise ValueError(
                 f"weights is {describe(weights)} for {num_test} test examples; wanted "
                 "one weight a test example."
             )
-        weights = vary_together((weights.astype(task.rates.dtype), task.rates))[0]
-        recipe, test_recipe = task.recipes
-        forward = not _holds_custom_vjp(recipe.jaxpr.jaxpr)
-
-        def at_checkpoint(params: Any) -> jax.Array:
-            leaves = jax.tree.leaves(params)
-            chosen = {i: leaves[i] for i in task.chosen}
-
-            def one(some: dict[int, Any], example: Any, recipe: Recipe) -> jax.Array:
-                merged = [some.get(i, leaf) for i, leaf in enumerate(leaves)]
-                return recipe.evaluate(merged, example)
-
-            def pull(examples: Any, some_weights: jax.Array) -> dict[int, Any]:
-                losses = jax.vmap(partial(one, recipe=test_recipe), (None, 0))
-                out, back = jax.vjp(lambda p: losses(p, examples), chosen)
-                return back(some_weights.astype(out.dtype))[0]
-
-            direction = sum_chunks(pull, test, weights)
-
-            def slopes(examples: Any) -> Any:
-                loss = partial(one, recipe=recipe)
-                if forward:
-                    losses = jax.vmap(loss, (None, 0))
-                    along = (chosen,), (direction,)
-                    return jax.jvp(lambda p: losses(p, examples), *along)[1]
-                found = jax.vmap(jax.grad(loss), (None, 0))(chosen, examples)
-                return sum(inner(found[i], direction[i][None])[:, 0] for i in chosen)
-
-            return map_chunks(slopes, train)
-
-        return task.sum_over_checkpoints(at_checkpoint, (num_train,))
+        return totals(run, partial(slopes, weights))
 
     return scores
+
+
+def slopes(weights: jax.Array, reading: Reading) -> Method:
+    """The derivatives of losses along the gradient of a weighted sum of test losses."""
+    recipe, test_recipe = reading.recipes
+    forward = not _holds_custom_vjp(recipe.jaxpr.jaxpr)
+
+    def choose(point: Point) -> dict[int, Any]:
+        leaves = jax.tree.leaves(point.params)
+        return {i: leaves[i] for i in reading.chosen}
+
+    def loss_at(point: Point, recipe: Recipe) -> Callable[..., jax.Array]:
+        """The loss of one example, as a function of the parameters that count."""
+        leaves = jax.tree.leaves(point.params)
+
+        def loss(chosen: dict[int, Any], example: Any) -> jax.Array:
+            merged = [chosen.get(i, leaf) for i, leaf in enumerate(leaves)]
+            return recipe.evaluate(merged, example)
+
+        return loss
+
+    def prepare(point: Point, test: Any) -> dict[int, Any]:
+        chosen = choose(point)
+        losses = jax.vmap(loss_at(point, test_recipe), (None, 0))
+
+        def pull(examples: Any, some_weights: jax.Array) -> dict[int, Any]:
+            out, back = jax.vjp(lambda p: losses(p, examples), chosen)
+            return back(some_weights.astype(out.dtype))[0]
+
+        varied, _ = vary_together((weights.astype(reading.dtype), chosen))
+        return sum_chunks(pull, test, varied)
+
+    def score(point: Point, direction: dict[int, Any], train: Any) -> jax.Array:
+        chosen, loss = choose(point), loss_at(point, recipe)
+        if forward:
+            losses = jax.vmap(loss, (None, 0))
+            along = (chosen,), (direction,)
+            return jax.jvp(lambda p: losses(p, train), *along)[1]
+        found = jax.vmap(jax.grad(loss), (None, 0))(chosen, train)
+        parts = [inner(found[i], direction[i][None])[:, 0] for i in chosen]
+        return jnp.stack(parts).sum(0)
+
+    return Method(prepare, score, per_test=False)
 
 
 def _holds_custom_vjp(jaxpr: Any) -> bool:

@@ -1,12 +1,35 @@
-"""Checkpoints of a training run as one tree: stacked, listed, or of a manager."""
+"""Checkpoints of a training run: stacked, listed, or of a manager, one at a time."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ..core import describe, is_concrete, leaf_paths
+
+
+class Series(NamedTuple):
+    """Checkpoints to be looked at one after the other.
+
+    Attributes:
+        count: How many.
+        at: From a number below `count` to the parameters, read when asked for.
+    """
+
+    count: int
+    at: Callable[[int], Any]
+
+    @property
+    def numbers(self) -> range:
+        """The numbers of the checkpoints."""
+        return range(self.count)
+
+
+def is_manager(checkpoints: Any) -> bool:
+    """Whether the checkpoints are those of an orbax `CheckpointManager`."""
+    return hasattr(checkpoints, "all_steps") and hasattr(checkpoints, "restore")
 
 
 def stack_checkpoints(checkpoints: Any, learning_rates: Any) -> tuple[Any, jax.Array]:
@@ -24,18 +47,38 @@ def stack_checkpoints(checkpoints: Any, learning_rates: Any) -> tuple[Any, jax.A
         ValueError: Rates wrong in number, negative or not finite; checkpoints that
             differ in structure or shapes; none.
     """
-    if hasattr(checkpoints, "all_steps") and hasattr(checkpoints, "restore"):
-        checkpoints = _restore(checkpoints)
+    stacked, count = stack_trees(checkpoints)
+    return stacked, check_rates(learning_rates, count)
+
+
+def stack_trees(checkpoints: Any) -> tuple[Any, int]:
+    """Stacks trees, given as checkpoints may be; also says how many they are."""
+    if is_manager(checkpoints):
+        series = one_by_one(checkpoints)
+        checkpoints = [series.at(k) for k in series.numbers]
     if isinstance(checkpoints, list):
-        stacked, count = _stack(checkpoints), len(checkpoints)
-    else:
-        stacked, count = jax.tree.map(jnp.asarray, checkpoints), _count(checkpoints)
-    if count == 0:
-        raise ValueError("there are no checkpoints; wanted one or more.")
-    return stacked, _check_rates(learning_rates, count)
+        count = _some(len(checkpoints))
+        for number, tree in enumerate(checkpoints):
+            check_alike(tree, checkpoints[0], f"checkpoint {number}", "checkpoint 0")
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *checkpoints), count
+    return jax.tree.map(jnp.asarray, checkpoints), _some(_count(checkpoints))
 
 
-def _check_rates(learning_rates: Any, count: int) -> jax.Array:
+def one_by_one(checkpoints: Any) -> Series:
+    """The same checkpoints as a series: those of a manager are never all in memory."""
+    if is_manager(checkpoints):
+        return _restored(checkpoints)
+    if isinstance(checkpoints, list):
+        count = _some(len(checkpoints))
+        for number, tree in enumerate(checkpoints):
+            check_alike(tree, checkpoints[0], f"checkpoint {number}", "checkpoint 0")
+        return Series(count, checkpoints.__getitem__)
+    count = _some(_count(checkpoints))
+    return Series(count, lambda k: jax.tree.map(lambda x: x[k], checkpoints))
+
+
+def check_rates(learning_rates: Any, count: int) -> jax.Array:
+    """Returns the learning rates as an array, or raises unless they are (count,)."""
     rates = jnp.asarray(learning_rates)
     if rates.shape != (count,):
         raise ValueError(
@@ -53,29 +96,44 @@ def _check_rates(learning_rates: Any, count: int) -> jax.Array:
     return rates
 
 
-def _stack(checkpoints: list[Any]) -> Any:
-    if not checkpoints:
-        return []
-    first = jax.tree.structure(checkpoints[0])
-    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(checkpoints[0])]
-    for number, tree in enumerate(checkpoints):
-        if jax.tree.structure(tree) != first:
+def check_alike(tree: Any, like: Any, name: str, other: str) -> None:
+    """Raises ValueError unless two trees of parameters agree in structure and shapes.
+
+    Args:
+        tree: A pytree of arrays.
+        like: Another.
+        name: What messages call the first.
+        other: What messages call the second.
+    """
+    wanted = jax.tree.structure(like)
+    if jax.tree.structure(tree) != wanted:
+        raise ValueError(
+            f"{name} has the structure {jax.tree.structure(tree)}, {other} {wanted}; "
+            "wanted the same tree at each checkpoint."
+        )
+    for path, leaf, one in zip(
+        leaf_paths(tree), jax.tree.leaves(tree), jax.tree.leaves(like), strict=True
+    ):
+        if np.shape(leaf) != np.shape(one):
             raise ValueError(
-                f"checkpoint {number} has the structure {jax.tree.structure(tree)}, "
-                f"checkpoint 0 {first}; wanted the same tree at each checkpoint."
+                f"parameter {path} is {describe(leaf)} at {name} and has shape "
+                f"{np.shape(one)} at {other}; wanted equal shapes."
             )
-        leaves = jax.tree.leaves(tree)
-        for path, leaf, shape in zip(leaf_paths(tree), leaves, shapes, strict=True):
-            if np.shape(leaf) != shape:
-                raise ValueError(
-                    f"parameter {path} is {describe(leaf)} at checkpoint {number} and "
-                    f"has shape {shape} at checkpoint 0; wanted equal shapes."
-                )
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *checkpoints)
+
+
+def _some(count: int) -> int:
+    if count == 0:
+        raise ValueError("there are no checkpoints; wanted one or more.")
+    return count
 
 
 def _count(stacked: Any) -> int:
-    counts = {path: np.shape(leaf)[:1] for path, leaf in _items(stacked)}
+    counts = {
+        path: np.shape(leaf)[:1]
+        for path, leaf in zip(
+            leaf_paths(stacked), jax.tree.leaves(stacked), strict=True
+        )
+    }
     if len(set(counts.values())) != 1 or () in counts.values():
         raise ValueError(
             f"the checkpoints are one tree whose leaves have leading axes {counts}; "
@@ -85,13 +143,21 @@ def _count(stacked: Any) -> int:
     return next(iter(counts.values()))[0]
 
 
-def _items(tree: Any) -> list[tuple[Any, Any]]:
-    return list(zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True))
-
-
-def _restore(manager: Any) -> list[Any]:
+def _restored(manager: Any) -> Series:
     import orbax.checkpoint as ocp  # A manager was given: orbax is there.
 
-    restore = ocp.args.StandardRestore()
     steps = sorted(manager.all_steps())
-    return [manager.restore(step, args=restore) for step in steps]
+    first: list[Any] = []  # The shapes at the first step.
+    held: dict[int, Any] = {}
+
+    def at(k: int) -> Any:
+        if k not in held:
+            held.clear()  # Before the next is read: one is in memory at a time.
+            params = manager.restore(steps[k], args=ocp.args.StandardRestore())
+            first[:] = first or [jax.eval_shape(lambda tree: tree, params)]
+            names = (f"the checkpoint of step {step}" for step in (steps[k], steps[0]))
+            check_alike(params, first[0], *names)
+            held[k] = params
+        return held[k]
+
+    return Series(_some(len(steps)), at)

@@ -29,7 +29,8 @@ def count_examples(examples: Any, name: str, *, empty: bool = False) -> int:
         found = dict(zip(leaf_paths(examples), shapes, strict=True))
         raise ValueError(
             f"{name} has leaves of shapes {found}; wanted one leading axis of "
-            "examples, equally long in each leaf."
+            "examples, equally long in each leaf (batches go in as an iterator: "
+            "iter(batches))."
         )
     length = lengths.pop()[0]
     if length == 0 and not empty:
@@ -53,8 +54,8 @@ def map_chunks(
     Returns:
         What `fn(examples)` would return.
     """
-    n = jax.tree.leaves(examples)[0].shape[0]
-    count = _count(n, numbers or _numbers_per_example(fn, examples))
+    n = length_of(examples)
+    count = _count(n, numbers or numbers_per_example(fn, examples))
     if count == 1:
         return fn(examples)
 
@@ -62,7 +63,36 @@ def map_chunks(
         width, *shape = x.shape[1:]
         return x.swapaxes(0, 1).reshape(width * count, *shape)[:n]
 
-    return jax.tree.map(join, lax.map(fn, _split(examples, count)))
+    chunks = lax.map(lambda i: fn(_chunk(examples, i, count)), jnp.arange(count))
+    return jax.tree.map(join, chunks)
+
+
+def fold_chunks(
+    fn: Callable[[Any, Any, jax.Array], Any], carry: Any, examples: Any, numbers: int
+) -> Any:
+    """Folds a bounded number of examples at a time into a value.
+
+    Args:
+        fn: `fn(carry, some, index) -> carry`: `some` examples and the number of each,
+            ascending. Numbers of n or more are repeats that fill the last chunk.
+        carry: The value to start with.
+        examples: A pytree with a leading axis of n examples.
+        numbers: How many numbers an example takes.
+
+    Returns:
+        The carry after all examples.
+    """
+    n = length_of(examples)
+    count = _count(n, numbers)
+    if count == 1:
+        return fn(carry, examples, jnp.arange(n))
+    # A loop must start with what it carries: values that vary over the same mesh axes.
+    carry, _ = vary_together((carry, examples))
+
+    def step(carry: Any, i: jax.Array) -> tuple[Any, None]:
+        return fn(carry, _chunk(examples, i, count), _index(n, i, count)), None
+
+    return lax.scan(step, carry, jnp.arange(count))[0]
 
 
 def sum_chunks(
@@ -79,50 +109,68 @@ def sum_chunks(
         What `fn(examples, weights)` would return.
     """
     n = weights.shape[0]
-    both = (examples, weights)
-    count = _count(n, _numbers_per_example(lambda some: fn(*some), both))
-    if count == 1:
+    numbers = numbers_per_example(lambda some: fn(*some), (examples, weights))
+    if _count(n, numbers) == 1:
         return fn(examples, weights)
-    some, rest = _split(both, count)
-    real = jnp.arange(rest.size).reshape(rest.shape[::-1]).T < n
-    chunks = (some, jnp.where(real, rest, 0))
+
+    def step(total: Any, some: Any, index: jax.Array) -> Any:
+        some_examples, some_weights = some
+        real = jnp.where(index < n, some_weights, 0)
+        return jax.tree.map(jnp.add, total, fn(some_examples, real))
 
     zero = jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(fn, examples, weights)
     )
-    # A loop must start with what it carries: values that vary over the same mesh axes.
-    zero, _ = vary_together((zero, weights))
+    return fold_chunks(step, zero, (examples, weights), numbers)
 
-    def step(total: Any, chunk: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, fn(*chunk)), None
 
-    return lax.scan(step, zero, chunks)[0]
+def length_of(examples: Any) -> int:
+    """The number of examples, of a set that was checked."""
+    return jax.tree.leaves(examples)[0].shape[0]
+
+
+def numbers_held(fn: Callable[[Any], Any], examples: Any) -> int:
+    """How many numbers `fn` returns for each example, at least 1."""
+    held = jax.tree.leaves(jax.eval_shape(fn, examples))
+    return max(1, sum(x.size for x in held) // max(1, length_of(examples)))
 
 
 def _count(n: int, numbers: int) -> int:
     """The number of chunks for `n` examples of so many numbers each."""
     most = max(1, BUDGET // max(numbers, 1))
-    return max(1, -(-n // most))
+    least = max(1, -(-n // most))
+    # A count that divides n leaves no remainder to fill.
+    counts = range(least, min(2 * least, n) + 1)
+    return next((count for count in counts if n % count == 0), least)
 
 
-def _split(examples: Any, count: int) -> Any:
-    """Cuts a leading axis into (count, width), the last examples repeated to fill it.
+def _index(n: int, i: jax.Array, count: int) -> jax.Array:
+    """The numbers of the examples of chunk i, and n or more for what fills it.
 
     Chunk i takes examples i, i + count, ...: where they are sharded over devices every
     chunk is, while a chunk of consecutive ones would lie on one device.
     """
+    return i + count * jnp.arange(-(-n // count))
 
-    def split(x: jax.Array) -> jax.Array:
+
+def _chunk(examples: Any, i: jax.Array, count: int) -> Any:
+    """Chunk i of `count`, the last example repeated to fill it.
+
+    It is taken where it lies: all examples are never copied.
+    """
+
+    def take(x: jax.Array) -> jax.Array:
         n, *shape = x.shape
-        width = -(-n // count)
-        # Real examples as padding: a made-up one could overflow in the user's loss.
-        extra = jnp.broadcast_to(x[-1:], (count * width - n, *shape))
-        return jnp.concatenate([x, extra]).reshape(width, count, *shape).swapaxes(0, 1)
+        if n % count == 0:
+            rows = x.reshape(n // count, count, *shape)
+            return lax.dynamic_index_in_dim(rows, i, axis=1, keepdims=False)
+        # A real example as padding: a made-up one could overflow in the user's loss.
+        return x[jnp.minimum(_index(n, i, count), n - 1)]
 
-    return jax.tree.map(split, examples)
+    return jax.tree.map(take, examples)
 
 
-def _numbers_per_example(fn: Callable[[Any], Any], examples: Any) -> int:
+def numbers_per_example(fn: Callable[[Any], Any], examples: Any) -> int:
     """How many numbers `fn` computes on the way for each example it is given."""
     if jax.tree.leaves(examples)[0].shape[0] <= 1:
         return 1  # One chunk in any case.

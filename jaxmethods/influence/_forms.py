@@ -1,9 +1,10 @@
 """Says for each parameter in which form its gradients are taken, and why."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from ..core import leaf_paths, source_line
+from ._blocks import Block
 from ._gradients import read_loss
 from ._task import Loss, Where, choose_parameters
 
@@ -14,7 +15,8 @@ class Form(NamedTuple):
     Attributes:
         kind: "factors" where it is a sum of outer products that need not be formed,
             "whole" where it is computed entry by entry, "unused" where it is zero.
-        place: The products, or the first use that has no factors: primitive and line.
+        place: The products and look-ups, or the first use that has no factors:
+            primitive and line.
     """
 
     kind: str
@@ -24,8 +26,11 @@ class Form(NamedTuple):
 def forms(loss: Loss, *, where: Where = None) -> Callable[..., dict[Any, Form]]:
     """Says in which form `tracin` takes the gradients of each parameter.
 
-    The scores are exact in either form; factors cost less time and memory. A matrix
-    inside a loop, or one that is also looked up by index, has no factors.
+    The scores are exact in either form. A parameter has factors where all that it
+    enters are matrix products, convolutions and look-ups along one axis, also inside
+    `jit`, `remat` and `scan`, and also transposed, reshaped, sliced or joined with
+    others. Whether factors are then multiplied or the gradient is formed from them is a
+    matter of their sizes.
 
     Args:
         loss: `loss(params, example) -> scalar`, as for `tracin`.
@@ -53,10 +58,8 @@ def forms(loss: Loss, *, where: Where = None) -> Callable[..., dict[Any, Form]]:
         paths = leaf_paths(params)
         found = {}
         for leaf in chosen:
-            if leaf in recipe.factored:
-                uses = [product.equation for product, _ in recipe.factored[leaf]]
-                places = [f"{e.primitive.name} at {source_line(e)}" for e in uses]
-                found[paths[leaf]] = Form("factors", ", ".join(places))
+            if blocks := recipe.blocks(leaf):
+                found[paths[leaf]] = Form("factors", _places(blocks.values()))
             elif leaf in recipe.whole:
                 found[paths[leaf]] = Form("whole", recipe.whole[leaf])
             else:
@@ -64,3 +67,12 @@ def forms(loss: Loss, *, where: Where = None) -> Callable[..., dict[Any, Form]]:
         return found
 
     return report
+
+
+def _places(blocks: Iterable[Block]) -> str:
+    """Where the products are, each once: one may take several pieces."""
+    uses = {use.position: use.equation for block in blocks for use, _ in block.uses}
+    return ", ".join(
+        f"{equation.primitive.name} at {source_line(equation)}"
+        for _, equation in sorted(uses.items())
+    )

@@ -8,25 +8,30 @@ import jax
 import jax.numpy as jnp
 
 from ..core import describe, interpret, vary_together
-from ._contract import Factors, Gradients
+from ._blocks import Block, Position, blocks_of
+from ._contract import Factors, Gradients, Lookups, Rows
 from ._pooling import max_pool
-from ._products import INLINE, Product, find_uses
+from ._taps import Operands, evaluate
+from ._uses import INLINE, find_uses
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How to take the gradients of a loss on examples of one shape.
 
+    A parameter whose gradient falls into disjoint blocks (the gates of a fused kernel
+    that is sliced before it multiplies) has a gradient for each: the first under the
+    number of the parameter, others under numbers that no parameter has.
+
     Attributes:
         jaxpr: The loss of one example, on the leaves of its arguments.
-        factored: For each parameter with factors, its products and whether each is
-            flipped.
+        factored: For each gradient that has factors, the block it fills.
         whole: The other parameters that the loss uses, each with the place of the use
             that has no factors.
     """
 
     jaxpr: Any
-    factored: Mapping[int, list[tuple[Product, bool]]]
+    factored: Mapping[int, Block]
     whole: Mapping[int, str]
 
     def evaluate(
@@ -40,13 +45,17 @@ class Recipe:
         rules = {"reduce_window_max": max_pool, **(rules or {})}
         return interpret(self.jaxpr, rules, args, inline=INLINE)[0]
 
-    def rows(self, leaf: int) -> int:
-        """The number of outer products in a factored parameter's gradient."""
-        return sum(product.rows for product, _ in self.factored[leaf])
+    def rows(self, number: int) -> Rows:
+        """How many outer products a factored gradient is the sum of."""
+        return self.factored[number].rows
 
-    def widths(self, leaf: int) -> tuple[int, int]:
-        """The numbers of columns of a factored parameter's two factors."""
-        return self.factored[leaf][0][0].widths
+    def widths(self, number: int) -> tuple[int, int]:
+        """The numbers of columns of a factored gradient's two factors."""
+        return self.factored[number].widths
+
+    def blocks(self, leaf: int) -> dict[int, Block]:
+        """The blocks of a parameter, by number; none where it is taken whole."""
+        return {i: block for i, block in self.factored.items() if block.leaf == leaf}
 
 
 def read_loss(
@@ -71,9 +80,12 @@ def read_loss(
             "floating scalar: loss(params, example) sees an example without the "
             "leading axis and returns its own loss."
         )
-    uses = find_uses(jaxpr.jaxpr, chosen)
-    factored = {leaf: uses.factored(leaf) for leaf in uses.products}
-    factored = {leaf: found for leaf, found in factored.items() if found}
+    uses, count = find_uses(jaxpr.jaxpr, chosen), len(jax.tree.leaves(params))
+    factored = {}
+    for leaf, products in uses.products.items():
+        size = jaxpr.in_avals[leaf].size
+        blocks = [] if leaf in uses.others else blocks_of(leaf, products, size)
+        factored |= {leaf + i * count: block for i, block in enumerate(blocks)}
     tangled = "its products pair its axes in different ways"
     whole = dict.fromkeys(uses.products, tangled) | uses.others
     whole = {leaf: why for leaf, why in whole.items() if leaf not in factored}
@@ -87,16 +99,18 @@ def alike(a: Recipe, b: Recipe) -> tuple[Recipe, Recipe]:
     """
     if a is b:
         return a, b
-    sides = [
-        {leaf: uses[0][0].sides for leaf, uses in r.factored.items()} for r in (a, b)
+    leaves = {block.leaf for r in (a, b) for block in r.factored.values()}
+    regions = [
+        {leaf: [block.region for block in r.blocks(leaf).values()] for leaf in leaves}
+        for r in (a, b)
     ]
-    same = {leaf for leaf, found in sides[0].items() if sides[1].get(leaf) == found}
-    same = {leaf for leaf in same if None not in sides[0][leaf]}
+    lost = {leaf for leaf in leaves if regions[0][leaf] != regions[1][leaf]}
 
     def restrict(recipe: Recipe) -> Recipe:
-        kept = {leaf: v for leaf, v in recipe.factored.items() if leaf in same}
-        lost = recipe.factored.keys() - same
-        why = dict.fromkeys(lost, "its products differ between train and test")
+        blocks = recipe.factored.items()
+        kept = {i: block for i, block in blocks if block.leaf not in lost}
+        used = {block.leaf for _, block in blocks} & lost
+        why = dict.fromkeys(used, "its products differ between train and test")
         return replace(recipe, factored=kept, whole={**recipe.whole, **why})
 
     return restrict(a), restrict(b)
@@ -111,54 +125,51 @@ def per_example(
         recipe: Of the loss on such examples.
         params: The parameters.
         examples: A pytree with a leading axis of examples.
-        stay: The parameters whose gradients stay factored.
+        stay: The numbers of the gradients that stay factored.
 
     Returns:
-        For each parameter, `Factors` or an array, with a leading axis of examples.
+        For each parameter, or each block of one, `Factors` or an array, with a leading
+        axis of examples.
     """
     leaves = jax.tree.leaves(params)
     gradients = jax.vmap(lambda example: _of_one(recipe, leaves, example))(examples)
     return {
-        leaf: g.whole() if isinstance(g, Factors) and leaf not in stay else g
-        for leaf, g in gradients.items()
+        number: g.whole() if isinstance(g, Factors) and number not in stay else g
+        for number, g in gradients.items()
     }
 
 
 def _of_one(
     recipe: Recipe, leaves: Sequence[Any], example: Any
 ) -> dict[int, Gradients]:
-    """The gradients for one example: one backward pass, to taps and whole parameters.
+    """The gradients for one example: one backward pass, to taps and to parameters."""
+    blocks = recipe.factored.values()
+    uses = {use.position: use for block in blocks for use, _ in block.uses}
 
-    A tap is a zero added to the output of a product: the gradient with respect to it
-    is the product's right factor, while the left one is seen on the way forward.
-    """
-    products = [p for found in recipe.factored.values() for p, _ in found]
-    numbers = {p.position: i for i, p in enumerate(products)}
-
-    def run(whole: dict[int, Any], taps: list[Any]) -> tuple[Any, list[Any]]:
-        left: list[Any] = [None] * len(products)
-
-        def tap(site: Any, *operands: Any) -> Any:
-            i = numbers.get(site.position)
-            if i is None:
-                return NotImplemented
-            left[i] = products[i].left(operands[1 - products[i].operand])
-            return [site.bind(*operands)[0] + taps[i]]
-
+    def run(whole: dict[int, Any], taps: Any) -> tuple[Any, Operands]:
         merged = [whole.get(i, leaf) for i, leaf in enumerate(leaves)]
-        rules = {"dot_general": tap, "conv_general_dilated": tap}
-        return recipe.evaluate(merged, example, rules), left
+        args = [*merged, *jax.tree.leaves(example)]
+        (loss,), seen = evaluate(recipe.jaxpr, args, taps, uses)
+        return loss, seen
 
-    outs: list[Any] = [p.equation.outvars[0].aval for p in products]
-    taps = [jnp.zeros(out.shape, out.dtype) for out in outs]
+    taps = {position: use.tap for position, use in uses.items()}
     # Where the examples differ between devices the taps must, or their gradients
     # would be summed over the devices.
     taps, _ = vary_together((taps, example))
     whole = {leaf: leaves[leaf] for leaf in recipe.whole}
-    (found, outs), left = jax.grad(run, argnums=(0, 1), has_aux=True)(whole, taps)
-    right = [p.right(g) for p, g in zip(products, outs, strict=True)]
-    pairs = zip(left, right, strict=True)
-    for leaf, uses in recipe.factored.items():
-        turned = [next(pairs)[:: -1 if flipped else 1] for _, flipped in uses]
-        found[leaf] = Factors(*map(jnp.concatenate, zip(*turned, strict=True)))
-    return found
+    (found, outs), seen = jax.grad(run, argnums=(0, 1), has_aux=True)(whole, taps)
+    return found | {i: _join(b, seen, outs) for i, b in recipe.factored.items()}
+
+
+def _join(block: Block, seen: Operands, outs: Mapping[Position, jax.Array]) -> Factors:
+    """The factors of all products of a block, one below the other."""
+    numbers, others, right = [], [], []
+    for use, flip in block.uses:  # Look-ups come first.
+        position = use.position
+        a, g = use.factors(seen[position], outs[position])[:: -1 if flip else 1]
+        (numbers if use.product.looks_up else others).append(a)
+        right.append(g)
+    left = jnp.concatenate(others, -2) if others else None
+    if numbers or left is None:
+        left = Lookups(jnp.concatenate(numbers, -1), left, block.widths[0])
+    return Factors(left, jnp.concatenate(right, -2))

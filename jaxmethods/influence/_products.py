@@ -1,263 +1,205 @@
-"""Finds where a loss multiplies by a parameter: there its gradient has two factors.
+"""The equations that are matrix products of one operand with what the others make.
 
 In `y = x @ W` the gradient of W is the sum over rows t of `x[t] g[t]^T`, g the gradient
-of y; in a convolution the rows are patches. A parameter that enters the loss through
-such products alone never needs its gradient in full.
+of y; in a convolution the rows are patches, in a look-up they are rows of the identity
+matrix, told by their numbers.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import JaxprEqn, Literal
+from jax.extend.core import JaxprEqn
+from jax.lax import GatherScatterMode
 
-from ..core import source_line
 from ._windows import Windows
 
-# Calls without a derivative of their own: what happens inside happens outside.
-INLINE = ("jit", "pjit", "remat2", "remat", "checkpoint")
 # More taps than this would take longer to slice than to convolve.
 MOST_TAPS = 128
 
 Axes = tuple[int, ...]
-Position = tuple[int, ...]
 
 
-class View(NamedTuple):
-    """A parameter seen through transposes, casts and reshapes.
-
-    Attributes:
-        leaf: Which parameter.
-        axes: The parameter's axis behind each axis, None after a reshape.
-    """
-
-    leaf: int
-    axes: Axes | None
-
-    def behind(self, some: Axes) -> Axes | None:
-        """The parameter's axes behind some of the axes, None after a reshape."""
-        return None if self.axes is None else tuple(self.axes[d] for d in some)
-
-
-@dataclass(frozen=True)
-class Product:
-    """One equation that multiplies something by a parameter.
+class Product(NamedTuple):
+    """How an equation multiplies by one of its operands, the weight.
 
     Attributes:
-        position: The place of the equation, as `core.interpret` counts.
-        equation: It.
-        operand: Which operand the parameter is.
-        leaf: Which parameter it is.
-        sides: The parameter's axes that are summed over and those that stay; None for
-            each where a reshape hides them.
+        shape: The shape in which the weight is taken: its axes are those of this.
+        groups: The axes along which the equation is many products side by side.
+        summed: The axes that are summed over.
+        kept: The axes that stay.
         rows: The number of rows of both factors.
-        widths: The numbers of columns of the two factors.
+        left: Makes of the other operands the factor (groups, rows, summed), every axis
+            by itself. Of a look-up the number of each row, -1 for none: (rows,).
+        right: Makes of the gradient of the output the factor (groups, rows, kept).
+        looks_up: Whether it does.
     """
 
-    position: Position
-    equation: JaxprEqn
-    operand: int
-    leaf: int
-    sides: tuple[Axes | None, Axes | None]
+    shape: tuple[int, ...]
+    groups: Axes
+    summed: Axes
+    kept: Axes
     rows: int
-    widths: tuple[int, int]
-
-    def left(self, other: jax.Array) -> jax.Array:
-        """The factor (rows, widths[0]) made of the other operand."""
-        if self.equation.primitive.name == "conv_general_dilated":
-            return _patches(self.equation.params, self._weight_shape, other)
-        summed = _contracted(self.equation, 1 - self.operand)
-        free = [d for d in range(other.ndim) if d not in summed]
-        return other.transpose(*free, *summed).reshape(self.rows, self.widths[0])
-
-    def right(self, output_gradient: jax.Array) -> jax.Array:
-        """The factor (rows, widths[1]) made of the gradient of the output."""
-        g = output_gradient
-        if self.equation.primitive.name == "conv_general_dilated":
-            batch, features, *space = self.equation.params["dimension_numbers"].out_spec
-            g = g.transpose(batch, *space, features)
-        elif self.operand == 0:  # The output has the parameter's axes first.
-            split = len(self._weight_shape) - len(_contracted(self.equation, 0))
-            g = g.transpose(*range(split, g.ndim), *range(split))
-        return g.reshape(self.rows, self.widths[1])
-
-    @property
-    def _weight_shape(self) -> tuple[int, ...]:
-        return _aval(self.equation.invars[self.operand]).shape
+    left: Callable[..., jax.Array]
+    right: Callable[[jax.Array], jax.Array]
+    looks_up: bool = False
 
 
-@dataclass
-class Uses:
-    """How the parameters enter a loss.
-
-    Attributes:
-        products: For each parameter, the products it is a factor of.
-        others: For each parameter, where it is used in any other way first.
-    """
-
-    products: dict[int, list[Product]] = field(default_factory=dict)
-    others: dict[int, str] = field(default_factory=dict)
-
-    def factored(self, leaf: int) -> list[tuple[Product, bool]]:
-        """The products that make up a parameter's gradient, and which are flipped.
-
-        A product is flipped where it sums over the axes that the first one keeps (a
-        decoder with the encoder's weight transposed). Empty where the parameter enters
-        in another way, or its products do not agree on two groups of axes.
-        """
-        products = self.products.get(leaf, [])
-        if not products or leaf in self.others:
-            return []
-        first = products[0].sides
-        flips = [p.sides != first for p in products]
-        known = len(products) == 1 or None not in first
-        agree = all(p.sides in (first, first[::-1]) for p in products)
-        return list(zip(products, flips, strict=True)) if known and agree else []
+def find_product(equation: JaxprEqn, weight: int) -> Product | None:
+    """The product that an equation is, seen from one of its operands."""
+    find = _PRODUCTS.get(equation.primitive.name)
+    return find(equation, weight) if find and _output_size(equation) else None
 
 
-def find_uses(jaxpr: Any, leaves: Sequence[int]) -> Uses:
-    """Says how some inputs of a jaxpr enter it.
-
-    Args:
-        jaxpr: An open jaxpr.
-        leaves: The numbers of the inputs to follow.
-    """
-    uses = Uses()
-    inputs = [
-        View(i, tuple(range(var.aval.ndim))) if i in leaves else None
-        for i, var in enumerate(jaxpr.invars)
-    ]
-    for view in _walk(jaxpr, inputs, (), uses):
-        if view is not None:
-            uses.others.setdefault(view.leaf, "the loss is the parameter itself")
-    return uses
+def _output_size(equation: JaxprEqn) -> int:
+    out: Any = equation.outvars[0].aval
+    return out.size
 
 
-def _walk(
-    jaxpr: Any, inputs: Sequence[View | None], position: Position, uses: Uses
-) -> list[View | None]:
-    views = dict(zip(jaxpr.invars, inputs, strict=True))
-
-    def read(var: Any) -> View | None:
-        return None if isinstance(var, Literal) else views.get(var)
-
-    for number, equation in enumerate(jaxpr.eqns):
-        operands = [read(v) for v in equation.invars]
-        if not any(operands):
-            continue
-        here = (*position, number)
-        if equation.primitive.name in INLINE:
-            body = equation.params["jaxpr"]
-            outs = _walk(getattr(body, "jaxpr", body), operands, here, uses)
-            views.update(zip(equation.outvars, outs, strict=True))
-        elif seen := _seen_through(equation, operands[0]):
-            views[equation.outvars[0]] = seen
-        else:
-            _record(equation, operands, here, uses)
-    return [read(v) for v in jaxpr.outvars]
+def _shape(equation: JaxprEqn, operand: int) -> tuple[int, ...]:
+    aval: Any = equation.invars[operand].aval
+    return aval.shape
 
 
-def _seen_through(equation: JaxprEqn, view: View | None) -> View | None:
-    """The view that an equation gives of a view, None where it is more than a view."""
-    if view is None or len(equation.invars) != 1 or len(equation.outvars) != 1:
+def _others(rank: int, *axes: Axes) -> Axes:
+    return tuple(d for d in range(rank) if not any(d in some for some in axes))
+
+
+def _dot(equation: JaxprEqn, weight: int) -> Product:
+    (contracted, batches) = equation.params["dimension_numbers"]
+    shape, other_shape = _shape(equation, weight), _shape(equation, 1 - weight)
+    summed, groups = tuple(contracted[weight]), tuple(batches[weight])
+    kept = _others(len(shape), summed, groups)
+    there, together = tuple(contracted[1 - weight]), tuple(batches[1 - weight])
+    free = _others(len(other_shape), there, together)
+    rows = math.prod(other_shape[d] for d in free)
+    sizes = [shape[d] for d in groups]
+
+    def left(other: jax.Array) -> jax.Array:
+        other = other.transpose(*together, *free, *there)
+        return other.reshape(*sizes, rows, *(shape[d] for d in summed))
+
+    def right(g: jax.Array) -> jax.Array:
+        if weight == 0:  # The output has the weight's axes before the rows.
+            start, end = len(groups), len(groups) + len(kept)
+            g = g.transpose(*range(start), *range(end, g.ndim), *range(start, end))
+        return g.reshape(*sizes, rows, *(shape[d] for d in kept))
+
+    return Product(shape, groups, summed, kept, rows, left, right)
+
+
+def _convolution(equation: JaxprEqn, weight: int) -> Product | None:
+    params, shape = equation.params, list(_shape(equation, 1))
+    numbers = params["dimension_numbers"]
+    outputs, inputs, *taps = numbers.rhs_spec
+    count = params["feature_group_count"]
+    sizes = [shape[d] for d in taps]
+    if weight == 0 or params["batch_group_count"] > 1 or math.prod(sizes) > MOST_TAPS:
         return None
-    name = equation.primitive.name
-    before, after = _aval(equation.invars[0]), _aval(equation.outvars[0])
-    if name == "transpose":
-        return View(view.leaf, view.behind(equation.params["permutation"]))
-    if name == "convert_element_type":
-        return view if jnp.issubdtype(after.dtype, jnp.floating) else None
-    if name in ("reshape", "squeeze", "broadcast_in_dim") and before.size == after.size:
-        return View(view.leaf, None)
-    return None
+    # Seen with its outputs split in groups, the first axis of the two.
+    shape[outputs : outputs + 1] = [count, shape[outputs] // count]
+    inputs, *taps = (d + (d > outputs) for d in (inputs, *taps))
+    batch, features, *space = numbers.out_spec
+    rows = _output_size(equation) // (count * shape[outputs + 1])
+
+    def left(x: jax.Array) -> jax.Array:
+        x = _patches(params, (*sizes,), x)
+        return jnp.moveaxis(x.reshape(rows, *sizes, count, shape[inputs]), -2, 0)
+
+    def right(g: jax.Array) -> jax.Array:
+        g = g.transpose(batch, *space, features)
+        return jnp.moveaxis(g.reshape(rows, count, -1), 1, 0)
+
+    groups, summed, kept = (outputs,), (*taps, inputs), (outputs + 1,)
+    return Product((*shape,), groups, summed, kept, rows, left, right)
 
 
-def _record(
-    equation: JaxprEqn, operands: list[View | None], here: Position, uses: Uses
-) -> None:
-    """Notes a product, or another use, of each parameter among the operands."""
-    seen = [(i, view) for i, view in enumerate(operands) if view is not None]
-    product = _product(equation, *seen[0], here) if len(seen) == 1 else None
-    if product is not None:
-        uses.products.setdefault(product.leaf, []).append(product)
-        return
-    for _, view in seen:
-        place = f"{equation.primitive.name} at {source_line(equation)}"
-        uses.others.setdefault(view.leaf, place)
-
-
-def _product(
-    equation: JaxprEqn, operand: int, view: View, here: Position
-) -> Product | None:
-    find, out = _SIDES.get(equation.primitive.name), _aval(equation.outvars[0])
-    sides = find(equation, operand) if find and out.size else None
-    if sides is None:
-        return None
-    summed, kept = sides
-    shape = _aval(equation.invars[operand]).shape
-    widths = math.prod(shape[d] for d in summed), math.prod(shape[d] for d in kept)
-    named = view.behind(summed), view.behind(kept)
-    rows = out.size // widths[1]
-    return Product(here, equation, operand, view.leaf, named, rows, widths)
-
-
-def _aval(var: Any) -> Any:
-    """The shape and dtype of a jaxpr's variable; jax's types promise neither."""
-    return var.aval
-
-
-def _contracted(equation: JaxprEqn, operand: int) -> Axes:
-    return equation.params["dimension_numbers"][0][operand]
-
-
-def _dot_sides(equation: JaxprEqn, operand: int) -> tuple[Axes, Axes] | None:
-    """The axes of a matrix that are summed over and those that stay."""
-    if equation.params["dimension_numbers"][1][0]:
-        return None
-    summed = tuple(_contracted(equation, operand))
-    rank = _aval(equation.invars[operand]).ndim
-    return summed, tuple(d for d in range(rank) if d not in summed)
-
-
-def _convolution_sides(equation: JaxprEqn, operand: int) -> tuple[Axes, Axes] | None:
-    """The axes of a kernel that are summed over and those that stay."""
-    params = equation.params
-    shape = _aval(equation.invars[1]).shape
-    outputs, inputs, *taps = params["dimension_numbers"].rhs_spec
-    grouped = params["feature_group_count"] > 1 or params["batch_group_count"] > 1
-    if operand == 0 or grouped or math.prod(shape[d] for d in taps) > MOST_TAPS:
-        return None
-    return (*taps, inputs), (outputs,)
-
-
-_SIDES: dict[str, Callable[..., tuple[Axes, Axes] | None]] = {
-    "dot_general": _dot_sides,
-    "conv_general_dilated": _convolution_sides,
-}
-
-
-def _patches(
-    params: dict[str, Any], kernel_shape: tuple[int, ...], x: jax.Array
-) -> jax.Array:
+def _patches(params: dict[str, Any], taps: tuple[int, ...], x: jax.Array) -> jax.Array:
     """Lays out a convolution's input so that the convolution is a matrix product.
 
     Slices are several times faster on CPUs than the convolution with an identity
     kernel that `lax.conv_general_dilated_patches` is.
 
     Returns:
-        (batch and places, taps and channels), both in row-major order.
+        (batch, places, taps, channels), both in row-major order.
     """
-    numbers = params["dimension_numbers"]
-    batch, channels, *space = numbers.lhs_spec
+    batch, channels, *space = params["dimension_numbers"].lhs_spec
     windows = Windows(
-        (1, *(kernel_shape[d] for d in numbers.rhs_spec[2:]), 1),
+        (1, *taps, 1),
         (1, *params["window_strides"], 1),
         ((0, 0), *params["padding"], (0, 0)),
         (1, *params["lhs_dilation"], 1),
         (1, *params["rhs_dilation"], 1),
     )
     slices = windows.slices(x.transpose(batch, *space, channels), fill=0)
-    return jnp.stack(slices, axis=-2).reshape(-1, len(slices) * x.shape[channels])
+    return jnp.stack(slices, axis=-2)
+
+
+def _gather(equation: JaxprEqn, weight: int) -> Product | None:
+    params, shape = equation.params, _shape(equation, 0)
+    numbers, mode = params["dimension_numbers"], params["mode"]
+    axis = _looked_up(shape, params["slice_sizes"])
+    starts = numbers.start_index_map
+    if weight != 0 or axis is None or axis not in starts:
+        return None
+    # Where what lies outside is filled in, starts along other axes decide too.
+    filled = mode == GatherScatterMode.FILL_OR_DROP
+    if params["slice_sizes"][axis] != 1 or (filled and len(starts) > 1):
+        return None
+    size = shape[axis]
+    kept = _others(len(shape), (axis,))
+    rows = _output_size(equation) // math.prod(shape[d] for d in kept)
+
+    def left(indices: jax.Array) -> jax.Array:
+        numbers = _signed(indices[..., starts.index(axis)].reshape(rows))
+        inside = (numbers >= 0) & (numbers < size)
+        if filled:
+            return jnp.where(inside, numbers, -1).astype(jnp.int32)
+        return jnp.clip(numbers, 0, size - 1).astype(jnp.int32)
+
+    def right(g: jax.Array) -> jax.Array:
+        behind = numbers.offset_dims
+        g = g.transpose(*_others(g.ndim, behind), *behind)
+        return g.reshape(rows, *(shape[d] for d in kept))
+
+    return Product(shape, (), (axis,), kept, rows, left, right, looks_up=True)
+
+
+def _dynamic_slice(equation: JaxprEqn, weight: int) -> Product | None:
+    shape, sizes = _shape(equation, 0), equation.params["slice_sizes"]
+    axis = _looked_up(shape, sizes)
+    if weight != 0 or axis is None:
+        return None
+    rows, kept = sizes[axis], _others(len(shape), (axis,))
+
+    def left(*starts: jax.Array) -> jax.Array:
+        start = jnp.clip(_signed(starts[axis]), 0, shape[axis] - rows)
+        return start.astype(jnp.int32) + jnp.arange(rows, dtype=jnp.int32)
+
+    def right(g: jax.Array) -> jax.Array:
+        return jnp.moveaxis(g, axis, 0)
+
+    return Product(shape, (), (axis,), kept, rows, left, right, looks_up=True)
+
+
+def _looked_up(shape: tuple[int, ...], sizes: tuple[int, ...]) -> int | None:
+    """The one axis of which less than all is taken."""
+    part = [d for d, (n, k) in enumerate(zip(shape, sizes, strict=True)) if k < n]
+    return part[0] if len(part) == 1 else None
+
+
+def _signed(numbers: jax.Array) -> jax.Array:
+    """Whole numbers in a type that holds the length of any axis."""
+    narrow = numbers.dtype.itemsize < 4
+    return numbers.astype(jnp.int32) if narrow else numbers
+
+
+_PRODUCTS: dict[str, Callable[..., Product | None]] = {
+    "conv_general_dilated": _convolution,
+    "dot_general": _dot,
+    "dynamic_slice": _dynamic_slice,
+    "gather": _gather,
+}
+PRIMITIVES = tuple(_PRODUCTS)

@@ -18,12 +18,39 @@ Loss = Callable[[Any, Any], jax.Array]
 Where = Callable[[tuple[Any, ...]], bool] | Sequence[tuple[Any, ...]] | None
 
 
+class Reading(NamedTuple):
+    """A loss that was read.
+
+    Attributes:
+        chosen: The numbers of the parameters that count, in tree order.
+        recipes: For each set of examples, how to take the gradients of the loss on it.
+        dtype: Of the scores.
+    """
+
+    chosen: list[int]
+    recipes: list[Recipe]
+    dtype: jnp.dtype
+
+
+class Point(NamedTuple):
+    """Where on the path of the training a score is taken.
+
+    Attributes:
+        params: The parameters.
+        key: What the projection of the gradients is drawn from, None without one.
+    """
+
+    params: Any
+    key: jax.Array | None
+
+
 class Task(NamedTuple):
     """A sum over checkpoints, ready to be taken.
 
     Attributes:
         params: The parameters, stacked over checkpoints on axis 0.
-        rates: (K,) learning rates, in the dtype of the scores.
+        rates: (K,) learning rates, in the dtype of the scores; or (K, n), one for each
+            index of the last axis of the scores.
         chosen: The numbers of the parameters that count, in tree order.
         examples: The sets of examples.
         recipes: For each set, how to take the gradients of the loss on it.
@@ -35,6 +62,11 @@ class Task(NamedTuple):
     examples: list[Any]
     recipes: list[Recipe]
 
+    @property
+    def reading(self) -> Reading:
+        """What was read off the loss."""
+        return Reading(self.chosen, self.recipes, self.rates.dtype)
+
     def sum_over_checkpoints(
         self, scores: Callable[[Any], jax.Array], shape: tuple[int, ...]
     ) -> jax.Array:
@@ -43,6 +75,7 @@ class Task(NamedTuple):
 
         def step(total: jax.Array, checkpoint: Any) -> tuple[jax.Array, None]:
             params, rate = checkpoint
+            rate = rate.reshape((1,) * (total.ndim - rate.ndim) + rate.shape)
             return total + rate * scores(params).astype(total.dtype), None
 
         zero = jnp.zeros(shape, self.rates.dtype)
@@ -66,26 +99,61 @@ def begin(
         ValueError, TypeError: As the public functions say.
     """
     params, rates = stack_checkpoints(checkpoints, learning_rates)
-    examples = {k: jax.tree.map(jnp.asarray, v) for k, v in examples.items()}
-    for name, leaves in examples.items():
-        count_examples(leaves, name, empty=name == "test")
+    return begin_stacked(loss, where, params, rates, **examples)
+
+
+def begin_stacked(
+    loss: Loss, where: Where, params: Any, rates: jax.Array, **examples: Any
+) -> Task:
+    """The same for parameters that are stacked and rates that were checked."""
+    sets = [as_examples(some, name) for name, some in examples.items()]
+    params, rates, sets = vary_together((params, rates, sets))
+    firsts = [jax.eval_shape(first_of, tree) for tree in (params, *sets)]
+    reading = read(loss, where, *firsts)
+    rates = rates.astype(reading.dtype)
+    return Task(params, rates, reading.chosen, sets, reading.recipes)
+
+
+def as_examples(some: Any, name: str) -> Any:
+    """Returns a set of examples as arrays, or raises unless they have one length."""
+    some = jax.tree.map(jnp.asarray, some)
+    count_examples(some, name, empty=name == "test")
+    return some
+
+
+def read(loss: Loss, where: Where, params: Any, *examples: Any) -> Reading:
+    """Traces a loss on an example of each set, once where they have the same shapes.
+
+    Args:
+        loss: `loss(params, example) -> scalar`.
+        where: Which parameters count.
+        params: Shapes and dtypes of one checkpoint.
+        *examples: Shapes and dtypes of one example of each set.
+
+    Raises:
+        ValueError: The loss is no floating scalar, or looks at other examples.
+    """
     chosen = choose_parameters(where, params)
-    leaves = jax.tree.leaves(params)
-    dtype = accumulator(jnp.result_type(*(leaves[i].dtype for i in chosen)))
-    params, rates, sets = vary_together(
-        (params, rates.astype(dtype), list(examples.values()))
-    )
-    one = jax.eval_shape(_first, params)
 
     @functools.cache
-    def read(treedef: Any, *shapes: Any) -> Recipe:
-        return read_loss(loss, one, treedef.unflatten(shapes), chosen)
+    def trace(treedef: Any, *shapes: Any) -> Recipe:
+        try:
+            return read_loss(loss, params, treedef.unflatten(shapes), chosen)
+        except NameError as error:
+            if "axis name" not in str(error):
+                raise
+            raise ValueError(
+                f"the loss of one example looks at others ({error}); wanted a loss of "
+                "each example alone: let batch normalisation use its running averages."
+            ) from error
 
     recipes = []
-    for some in sets:
-        shapes, treedef = jax.tree.flatten(jax.eval_shape(_first, some))
-        recipes.append(read(treedef, *shapes))
-    return Task(params, rates, chosen, sets, recipes)
+    for example in examples:
+        shapes, treedef = jax.tree.flatten(example)
+        recipes.append(trace(treedef, *shapes))
+    leaves = jax.tree.leaves(params)
+    dtype = accumulator(jnp.result_type(*(leaves[i].dtype for i in chosen)))
+    return Reading(chosen, recipes, dtype)
 
 
 def choose_parameters(where: Where, params: Any) -> list[int]:
@@ -108,7 +176,7 @@ def choose_parameters(where: Where, params: Any) -> list[int]:
     return floating
 
 
-def _first(tree: Any) -> Any:
+def first_of(tree: Any) -> Any:
     """The first of each leaf, or where there is none what it would be."""
 
     def first(x: jax.Array) -> jax.Array:

@@ -1,24 +1,26 @@
 """TracIn: how much the steps on each training example moved the loss on another."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from ._chunks import map_chunks
-from ._contract import (
-    Gradients,
-    inner,
-    norm_stays_factored,
-    pairs_stay_factored,
-    squared_norm,
-)
-from ._gradients import Recipe, alike, per_example
-from ._task import Loss, Where, begin
+from ..core import check_integer, check_key
+from ._chunks import count_examples
+from ._methods import norms, pairs, projected_pairs
+from ._run import Run
+from ._task import Loss, Where
+from ._totals import totals
 
 
-def tracin(loss: Loss, *, where: Where = None) -> Callable[..., jax.Array]:
+def tracin(
+    loss: Loss,
+    *,
+    where: Where = None,
+    project: int | None = None,
+    progress: bool | None = None,
+) -> Callable[..., jax.Array]:
     r"""Scores every pair of a training and a test example by TracInCP.
 
     The score of training example z on test example z' is
@@ -33,8 +35,14 @@ def tracin(loss: Loss, *, where: Where = None) -> Callable[..., jax.Array]:
     examples only. A weight that enters through matrix products and convolutions alone
     needs no gradient at all where its factors are cheaper: its part of the score
     comes from the inputs of those products and the gradients of their outputs. Any
-    other parameter (biases, scales, embedding tables, recurrent weights) has its
-    per-example gradients taken, a chunk at a time; `forms` tells which is which.
+    other parameter (biases, scales, recurrent weights) has its per-example gradients
+    taken, a chunk at a time; `forms` tells which is which.
+
+    With `project`, gradients are replaced by random sketches of so many numbers an
+    example, at each checkpoint anew and the same for training and test examples: the
+    scores are unbiased over keys, whatever the number. Parameters share the numbers
+    equally; one smaller than its share is kept exactly and leaves the rest to the
+    others. A factored gradient is sketched on both sides of its product, never formed.
 
     Args:
         loss: `loss(params, example) -> scalar`, on one example without its leading
@@ -42,23 +50,44 @@ def tracin(loss: Loss, *, where: Where = None) -> Callable[..., jax.Array]:
         where: Which parameters count: a predicate on key paths (tuples of plain
             names), or a list of paths, each naming a leaf or a subtree. None: all
             floating ones. Scores of disjoint sets of parameters add up.
+        project: How many numbers are kept of an example's gradient, at least 1; None:
+            no projection.
+        progress: Whether to show on standard error how far a run is that reads batches
+            or a manager; None: on a terminal, once it takes more than 2 seconds.
 
     Returns:
-        `scores(checkpoints, learning_rates, train, test) -> (n_test, n_train)`, in the
-        dtype of the parameters (float32 at least). `checkpoints` is a pytree stacked
-        over K checkpoints on axis 0, a list of K pytrees, or an orbax
-        `CheckpointManager` (outside jit); `learning_rates` is (K,); `train` and `test`
-        are pytrees with a leading axis of examples. Under `shard_map` each device
-        scores its own examples.
+        `scores(checkpoints, learning_rates, train, test, *, visits=None,
+        precondition=None) -> (n_test, n_train)`, in the dtype of the parameters
+        (float32 at least); with `project` a typed key comes first. Under `shard_map`
+        each device scores its own examples.
+
+        `checkpoints` is a pytree stacked over K checkpoints on axis 0, a list of K
+        pytrees, or an orbax `CheckpointManager`, which is read one checkpoint at a
+        time; `learning_rates` is (K,). `train` and `test` are pytrees with a leading
+        axis of examples; `train` may also be an iterable of such batches that is no
+        pytree (a data loader, or `iter` of a list), read once. Managers and batches
+        are read outside of jit, with the results that arrays have.
+
+        `visits` corrects for minibatches: what each training example's part in a step
+        was, (n_train,) or (K, n_train): how often it was visited in the interval of
+        checkpoint i, over the batch size. `precondition` corrects for an optimizer
+        that scales its steps by a diagonal D_i (see `adam_preconditioner`): a pytree
+        like the parameters for each checkpoint, given in the same forms; the score is
+        \nabla l(w_i, z') \cdot D_i \nabla l(w_i, z) then, and gradients are formed.
 
     Raises:
-        ValueError: The loss is no floating scalar; learning rates wrong in number,
-            negative or not finite; checkpoints that differ in structure or shapes; no
-            training examples; `where` names no parameter, or none that is floating.
-        TypeError: A chosen parameter is complex.
+        ValueError: The loss is no floating scalar, or looks at other examples;
+            learning rates wrong in number, negative or not finite; checkpoints that
+            differ in structure or shapes; no training examples; `where` names no
+            parameter, or none that is floating; `visits` or `precondition` of another
+            shape, negative or not finite; outside of jit, an example whose gradient is
+            not finite (inside, its scores are not).
+        TypeError: A chosen parameter is complex; batches or a manager inside of jit;
+            the key is not typed.
 
     Complexity: one forward and one backward pass an example and checkpoint, and for a
-    (p, q) weight applied once 2 (p + q) flops a pair, in place of 2 p q.
+    (p, q) weight applied once 2 (p + q) flops a pair, in place of 2 p q; projected,
+    2 `project` flops a pair.
 
     Example:
         >>> import jax.numpy as jnp
@@ -70,42 +99,42 @@ def tracin(loss: Loss, *, where: Where = None) -> Callable[..., jax.Array]:
 
     References:
         Pruthi, Liu, Kale, Sundararajan (2020), Estimating Training Data Influence by
-        Tracing Gradient Descent, arXiv 2002.08484, section 3.2.
+        Tracing Gradient Descent, arXiv 2002.08484, section 3.2; appendix F for the
+        projection.
     """
+    method_of = pairs
+    if project is not None:
+        check_integer(project, "project", 1)
+        method_of = partial(projected_pairs, project)
 
     def scores(
-        checkpoints: Any, learning_rates: jax.Array, train: Any, test: Any
+        key: jax.Array | None,
+        checkpoints: Any,
+        learning_rates: jax.Array,
+        train: Any,
+        test: Any,
+        *,
+        visits: jax.Array | None = None,
+        precondition: Any = None,
     ) -> jax.Array:
-        task = begin(loss, where, checkpoints, learning_rates, train=train, test=test)
-        train, test = task.examples
-        recipe, test_recipe = alike(*task.recipes)
-        stay = _factored_pairs(recipe, test_recipe)
+        if project is not None:
+            check_key(key)
+        count_examples(test, "test", empty=True)
+        run = Run(
+            *(loss, where, checkpoints, learning_rates, train, test),
+            key=key,
+            visits=visits,
+            precondition=precondition,
+            progress=progress,
+        )
+        return totals(run, method_of)
 
-        def at_checkpoint(params: Any) -> jax.Array:
-            def asked(some_test: Any) -> dict[int, Gradients]:
-                return per_example(test_recipe, params, some_test, stay)
-
-            def rows(some_test: Any) -> jax.Array:
-                wanted = map_chunks(asked, some_test)
-
-                def columns(some_train: Any) -> jax.Array:
-                    found = per_example(recipe, params, some_train, stay)
-                    parts = [inner(found[i], wanted[i]) for i in found if i in wanted]
-                    shape = _length(some_train), _length(some_test)
-                    return sum(parts, jnp.zeros(shape, task.rates.dtype))
-
-                return map_chunks(columns, train).T
-
-            held = jax.tree.leaves(jax.eval_shape(asked, test))
-            numbers = sum(x.size for x in held) // max(_length(test), 1)
-            return map_chunks(rows, test, numbers)
-
-        return task.sum_over_checkpoints(at_checkpoint, (_length(test), _length(train)))
-
-    return scores
+    return partial(scores, None) if project is None else scores
 
 
-def self_influence(loss: Loss, *, where: Where = None) -> Callable[..., jax.Array]:
+def self_influence(
+    loss: Loss, *, where: Where = None, progress: bool | None = None
+) -> Callable[..., jax.Array]:
     r"""Scores examples by their influence on themselves.
 
     .. math:: S(z) = \sum_i \eta_i \| \nabla l(w_i, z) \|^2
@@ -115,10 +144,12 @@ def self_influence(loss: Loss, *, where: Where = None) -> Callable[..., jax.Arra
     Args:
         loss: `loss(params, example) -> scalar`, as for `tracin`.
         where: Which parameters count, as for `tracin`.
+        progress: Whether to show how far it is, as for `tracin`.
 
     Returns:
-        `scores(checkpoints, learning_rates, examples) -> (n,)`, nonnegative: the
-        diagonal of `tracin` of the examples on themselves, without the rest.
+        `scores(checkpoints, learning_rates, examples, *, visits=None,
+        precondition=None) -> (n,)`, nonnegative: the diagonal of `tracin` of the
+        examples on themselves, without the rest. Arguments as `tracin` takes them.
 
     Raises:
         ValueError, TypeError: As `tracin`.
@@ -138,36 +169,21 @@ def self_influence(loss: Loss, *, where: Where = None) -> Callable[..., jax.Arra
         Tracing Gradient Descent, arXiv 2002.08484, section 4.1.
     """
 
-    def scores(checkpoints: Any, learning_rates: jax.Array, examples: Any) -> jax.Array:
-        task = begin(loss, where, checkpoints, learning_rates, examples=examples)
-        (examples,), (recipe,) = task.examples, task.recipes
-        stay = {
-            leaf
-            for leaf in recipe.factored
-            if norm_stays_factored(recipe.rows(leaf), recipe.widths(leaf))
-        }
-
-        def at_checkpoint(params: Any) -> jax.Array:
-            def norms(some: Any) -> jax.Array:
-                found = per_example(recipe, params, some, stay)
-                zero = jnp.zeros(_length(some), task.rates.dtype)
-                return sum(map(squared_norm, found.values()), zero)
-
-            return map_chunks(norms, examples)
-
-        return task.sum_over_checkpoints(at_checkpoint, (_length(examples),))
+    def scores(
+        checkpoints: Any,
+        learning_rates: jax.Array,
+        examples: Any,
+        *,
+        visits: jax.Array | None = None,
+        precondition: Any = None,
+    ) -> jax.Array:
+        run = Run(
+            *(loss, where, checkpoints, learning_rates, examples),
+            name="examples",
+            visits=visits,
+            precondition=precondition,
+            progress=progress,
+        )
+        return totals(run, norms)
 
     return scores
-
-
-def _factored_pairs(recipe: Recipe, other: Recipe) -> set[int]:
-    """The parameters whose gradients are best multiplied from their factors."""
-    return {
-        leaf
-        for leaf in recipe.factored.keys() & other.factored.keys()
-        if pairs_stay_factored(recipe.rows(leaf), other.rows(leaf), recipe.widths(leaf))
-    }
-
-
-def _length(examples: Any) -> int:
-    return jax.tree.leaves(examples)[0].shape[0]

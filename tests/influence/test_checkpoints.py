@@ -6,7 +6,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxmethods.influence._checkpoints import stack_checkpoints
+from jaxmethods.influence._checkpoints import one_by_one, stack_checkpoints
 
 TREE = {"w": jnp.arange(12.0).reshape(3, 2, 2), "b": jnp.arange(3.0)}
 RATES = jnp.asarray([0.1, 0.2, 0.3])
@@ -42,6 +42,22 @@ def test_a_manager_in_the_order_of_its_steps(tmp_path):
         assert_same(stack_checkpoints(manager, RATES)[0], TREE)
     with ocp.CheckpointManager(tmp_path) as reopened:
         assert_same(stack_checkpoints(reopened, RATES)[0], TREE)
+        series = one_by_one(reopened)
+        assert series.count == 3
+        for k in (0, 2, 2, 1):
+            assert_same(series.at(k), at(k))
+
+
+def test_one_by_one_in_any_form():
+    for form in (TREE, [at(k) for k in range(3)]):
+        series = one_by_one(form)
+        assert [float(series.at(k)["b"]) for k in series.numbers] == [0, 1, 2]
+        assert_same(series.at(1), at(1))
+    for nothing in ([], {"w": jnp.zeros((0, 2))}):
+        with pytest.raises(ValueError, match="no checkpoints; wanted one or more"):
+            one_by_one(nothing)
+    with pytest.raises(ValueError, match="at checkpoint 1 and has shape"):
+        one_by_one([at(0), at(1) | {"w": jnp.ones(2)}])
 
 
 def test_learning_rates_may_be_traced():

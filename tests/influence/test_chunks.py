@@ -38,7 +38,7 @@ def test_sum_is_what_one_call_returns(most, monkeypatch):
         return {"total": weights @ some["x"], "first": weights.sum()}
 
     both = (EXAMPLES, weights)
-    each = _chunks._numbers_per_example(lambda some: weighted(*some), both)
+    each = _chunks.numbers_per_example(lambda some: weighted(*some), both)
     monkeypatch.setattr(_chunks, "BUDGET", most * max(each, 1))
     got = _chunks.sum_chunks(weighted, EXAMPLES, weights)
     want = weighted(EXAMPLES, weights)
@@ -46,14 +46,43 @@ def test_sum_is_what_one_call_returns(most, monkeypatch):
     assert got["total"].shape == (2,)
 
 
+@pytest.mark.parametrize("most", [1, 4, 5, 13, 100])
+def test_fold_sees_each_example_once_in_order(most, monkeypatch):
+    monkeypatch.setattr(_chunks, "BUDGET", most)
+    examples = EXAMPLES | {"key": jax.random.split(jax.random.key(0), N)}
+
+    def fold(seen, some, index):
+        assert len(index) == len(some["y"]) <= most
+        # An example is where its number says, and what fills up is the last one.
+        right = (some["y"] == jnp.minimum(index, N - 1)).all()
+        right &= (index[1:] > index[:-1]).all()
+        return seen.at[index].add(jnp.where(right, 1, 100), mode="drop")
+
+    got = _chunks.fold_chunks(fold, jnp.zeros(N, jnp.int32), examples, 1)
+    assert got.tolist() == [1] * N
+
+
+@pytest.mark.optimized
+@pytest.mark.parametrize("n", [4096, 4099])
+def test_the_examples_are_not_copied(n, monkeypatch):
+    monkeypatch.setattr(_chunks, "BUDGET", 2**14)
+
+    def sums(x):
+        return _chunks.map_chunks(lambda some: jnp.sin(some).sum(1), x, 64)
+
+    x = jax.ShapeDtypeStruct((n, 64), jnp.float32)
+    used = jax.jit(sums).lower(x).compile().memory_analysis().temp_size_in_bytes
+    assert used < 0.2 * n * 64 * 4
+
+
 def test_the_numbers_of_an_example_are_counted_through_calls():
     def fn(x):
         return jnp.sum(jax.jit(lambda x: jnp.sin(x) * 2)(x), 1)
 
     # sin and product: 6 each inside the call, 6 that it returns, and one sum.
-    assert _chunks._numbers_per_example(fn, jnp.ones((5, 6))) == 19
+    assert _chunks.numbers_per_example(fn, jnp.ones((5, 6))) == 19
     weight = jnp.ones((6, 4000))
-    shared = _chunks._numbers_per_example(lambda x: x @ (2 * weight), jnp.ones((5, 6)))
+    shared = _chunks.numbers_per_example(lambda x: x @ (2 * weight), jnp.ones((5, 6)))
     assert shared == 4000
 
 

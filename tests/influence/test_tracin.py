@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxmethods.influence import _chunks, aggregate, forms, self_influence, tracin
+from jaxmethods.influence import (
+    _chunks,
+    aggregate,
+    forms,
+    self_influence,
+    tracin,
+)
 from tests.influence.definition import assert_close, build
 
 ALL = {"tracin": tracin, "aggregate": aggregate, "self_influence": self_influence}
@@ -303,8 +309,59 @@ def test_bad_losses_sets_and_choices(name):
         run(loss, more, rates, train, test)
 
 
-def test_bad_weights():
+def test_an_example_whose_gradient_is_not_finite_is_named():
     loss, checkpoints, rates, train, test = build("dense")
+    bad = train.at[3, 1].set(jnp.nan)
+    with pytest.raises(ValueError, match=r"not finite: the scores of examples \[3\]"):
+        self_influence(loss)(checkpoints, rates, bad)
+    for name in ("tracin", "aggregate"):
+        with pytest.raises(ValueError, match=r"not finite: the scores of train \[3\]"):
+            call(name, loss, checkpoints, rates, bad, test)
+        with pytest.raises(ValueError, match=r"not finite: the scores of test \[1\]"):
+            call(name, loss, checkpoints, rates, train, test.at[1].set(jnp.inf))
+        with pytest.raises(ValueError, match=r"no score is finite; .* the checkpoints"):
+            broken = jax.tree.map(lambda x: x * jnp.nan, checkpoints)
+            call(name, loss, broken, rates, train, test)
+        # Inside jit its scores show it, and no other's.
+        got = jax.jit(
+            lambda train, name=name: call(name, loss, checkpoints, rates, train, test)
+        )(bad)
+        assert np.isfinite(got).all(axis=tuple(range(got.ndim - 1))).tolist() == [
+            i != 3 for i in range(5)
+        ]
+
+
+def test_a_score_that_overflows_is_named():
+    def loss(p, x):
+        return jnp.sum(p["w"] * x)
+
+    x = jnp.asarray([[1.0], [1e30]])
+    with pytest.raises(ValueError, match="the score of test 1 and train 1; wanted"):
+        tracin(loss)({"w": jnp.ones((1, 1))}, [1.0], x, x)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_examples_that_interact_are_refused(name):
+    loss, checkpoints, rates, train, test = build("dense")
+
+    def normalised(p, x):
+        return loss(p, x - jax.lax.pmean(x, "batch"))
+
+    with pytest.raises(ValueError, match=r"looks at others .*batch.*running averages"):
+        call(name, normalised, checkpoints, rates, train, test)
+
+    def mistaken(p, x):
+        return undefined_name(p, x)  # noqa: F821
+
+    with pytest.raises(NameError, match="undefined_name"):
+        call(name, mistaken, checkpoints, rates, train, test)
+
+
+def test_bad_weights_and_no_test_set():
+    loss, checkpoints, rates, train, test = build("dense")
+    for score in (tracin(loss), aggregate(loss)):
+        with pytest.raises(ValueError, match=r"test has leaves of shapes \{\}; wanted"):
+            score(checkpoints, rates, train, None)
     with pytest.raises(ValueError, match=r"float32\[2\] for 3 test.*one weight"):
         aggregate(loss)(checkpoints, rates, train, test, weights=jnp.ones(2))
 

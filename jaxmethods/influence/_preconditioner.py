@@ -1,0 +1,123 @@
+"""Steps that an optimizer scales, coordinate by coordinate: a change of variables.
+
+A step against `D grad` with a diagonal D is a plain gradient step in variables u of
+which `w = sqrt(D) u`: there the gradient is `sqrt(D) grad`, and inner products are
+`grad' . D grad`. So a preconditioned score is the plain one of a loss whose parameters
+are stretched by `sqrt(D)`.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ..core import describe, is_concrete, leaf_paths
+from ._checkpoints import Series, check_alike, one_by_one, stack_trees
+from ._task import Loss, Where, choose_parameters
+
+
+def adam_preconditioner(state: Any, *, b2: float = 0.999, eps: float = 1e-8) -> Any:
+    r"""The diagonal by which Adam scales its step, from its optax state.
+
+    .. math:: D = 1 / (\sqrt{v / (1 - b_2^t)} + \epsilon)
+
+    with v the mean of squared gradients after t steps. Pass one such tree a checkpoint
+    as `precondition=` to score the steps that Adam took, its momentum aside.
+
+    Args:
+        state: A state of `optax.adam`, `adamw` or another that holds one
+            `ScaleByAdamState`.
+        b2: The decay of v that the optimizer was made with, 0..1.
+        eps: Its eps, outside of the root.
+
+    Returns:
+        A pytree like the parameters.
+
+    Raises:
+        ValueError: No state of Adam is in it, or several; no step was taken.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> params, adam = {"w": jnp.ones(2)}, optax.adam(0.1)
+        >>> gradient = {"w": jnp.asarray([0.5, 4.0])}
+        >>> _, state = adam.update(gradient, adam.init(params))
+        >>> [round(float(x), 3) for x in adam_preconditioner(state)["w"]]
+        [2.0, 0.25]
+
+    References:
+        Kingma, Ba (2015), Adam: A Method for Stochastic Optimization, arXiv 1412.6980.
+        Xia et al. (2024), LESS: Selecting Influential Data for Targeted Instruction
+        Tuning, arXiv 2402.04333, whose form has eps inside the root and no correction.
+    """
+
+    def is_adam(node: Any) -> bool:
+        return hasattr(node, "nu") and hasattr(node, "count")
+
+    found = [x for x in jax.tree.leaves(state, is_leaf=is_adam) if is_adam(x)]
+    if len(found) != 1:
+        raise ValueError(
+            f"the state is a {type(state).__name__} with {len(found)} states of Adam "
+            "in it; wanted one: pass the state of optax.adam or a part of yours."
+        )
+    count, squares = found[0].count, found[0].nu
+    if is_concrete(count) and count < 1:
+        raise ValueError("count is 0: Adam has taken no step; wanted 1 or more.")
+    correction = 1 - b2**count
+    return jax.tree.map(lambda v: 1 / (jnp.sqrt(v / correction) + eps), squares)
+
+
+def stretch(loss: Loss) -> Loss:
+    """The loss of `(params, scale)`: its gradients in params are scaled."""
+
+    def stretched(params_and_scale: Any, example: Any) -> jax.Array:
+        def leaf(x: jax.Array, scale: jax.Array) -> jax.Array:
+            if not jnp.issubdtype(x.dtype, jnp.floating):
+                return x
+            still = lax.stop_gradient(x)
+            return still + scale.astype(x.dtype) * (x - still)
+
+        return loss(jax.tree.map(leaf, *params_and_scale), example)
+
+    return stretched
+
+
+def stretched_where(where: Where, params: Any) -> Where:
+    """The choice of the same parameters in `(params, scale)`."""
+    paths = leaf_paths(params)
+    chosen = {paths[i] for i in choose_parameters(where, params)}
+    return lambda path: path[0] == 0 and path[1:] in chosen
+
+
+def stack_stretched(params: Any, precondition: Any) -> tuple[Any, Any]:
+    """Stacked parameters and the scales that stretch them, stacked as well."""
+    diagonal, _ = stack_trees(precondition)
+    return params, _scale(diagonal, params)
+
+
+def series_stretched(series: Series, precondition: Any) -> Series:
+    """Parameters and the scales that stretch them, one checkpoint at a time."""
+    diagonals = one_by_one(precondition)
+    if diagonals.count != series.count:
+        raise ValueError(
+            f"precondition has {diagonals.count} trees for {series.count} checkpoints; "
+            "wanted one a checkpoint."
+        )
+
+    def at(k: int) -> tuple[Any, Any]:
+        params = series.at(k)
+        return params, _scale(diagonals.at(k), params)
+
+    return Series(series.count, at)
+
+
+def _scale(diagonal: Any, params: Any) -> Any:
+    check_alike(diagonal, params, "precondition", "the checkpoints")
+    for path, x in zip(leaf_paths(diagonal), jax.tree.leaves(diagonal), strict=True):
+        if is_concrete(x) and not (np.isfinite(x).all() and (np.asarray(x) >= 0).all()):
+            raise ValueError(
+                f"precondition {path} is {describe(x)} with entries that are negative "
+                "or not finite; wanted 0 or more: what a step is multiplied by."
+            )
+    return jax.tree.map(jnp.sqrt, diagonal)

@@ -1,0 +1,135 @@
+"""Minibatches and optimizers: visits, and a diagonal between the gradients."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxmethods.influence import (
+    adam_preconditioner,
+    aggregate,
+    self_influence,
+    tracin,
+)
+from tests.influence.definition import assert_close, build, draw, gradients
+
+ALL = {"tracin": tracin, "aggregate": aggregate, "self_influence": self_influence}
+
+
+def scores(name, loss_name="dense", only=slice(None), **options):
+    """The scores of a member, at some of the checkpoints."""
+    loss, checkpoints, rates, train, test = build(loss_name)
+    sets = (train,) if name == "self_influence" else (train, test)
+    checkpoints = jax.tree.map(lambda x: x[only], checkpoints)
+    return ALL[name](loss)(checkpoints, rates[only], *sets, **options)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_visits_weigh_what_an_example_did_at_each_checkpoint(name):
+    visits = jnp.asarray([[0.5, 0.25, 0.0, 1.0, 2.0], [1.0, 0.0, 3.0, 0.5, 0.25]])
+    want = sum(
+        np.asarray(visits[k]) * np.asarray(scores(name, only=slice(k, k + 1)))
+        for k in range(2)
+    )
+    assert_close(scores(name, visits=visits), want, 1e-5)
+    both = scores(name, visits=jnp.stack([visits[0]] * 2))
+    assert_close(scores(name, visits=visits[0]), both, 1e-6)
+
+
+@pytest.mark.parametrize("loss_name", ["dense", "loops_and_look_ups"])
+@pytest.mark.parametrize("name", ALL)
+def test_a_preconditioner_stands_between_the_gradients(name, loss_name):
+    loss, checkpoints, rates, train, test = build(loss_name)
+    diagonal = jax.tree.map(lambda x: jnp.abs(jnp.sin(7 * x)) + (x > 0), checkpoints)
+    other = train if name == "self_influence" else test
+    want = 0
+    for k in range(2):
+        params, d = (
+            jax.tree.map(lambda x, k=k: x[k], t) for t in (checkpoints, diagonal)
+        )
+        flat = np.concatenate([np.ravel(x) for x in jax.tree.leaves(d)])
+        left, right = (gradients(loss, params, some) for some in (other, train))
+        want = want + float(rates[k]) * (left * flat) @ right.T
+    reduce = {"tracin": np.asarray, "self_influence": np.diag, "aggregate": sum}[name]
+    sets = (train,) if name == "self_influence" else (train, test)
+    score = jax.jit(functools.partial(ALL[name](loss), checkpoints, rates))
+    assert_close(score(*sets, precondition=diagonal), reduce(want))
+    ones = jax.tree.map(jnp.ones_like, checkpoints)
+    assert_close(score(*sets, precondition=ones), score(*sets), 1e-5)
+
+
+def test_a_preconditioner_of_chosen_parameters_projected_and_in_half_precision():
+    loss, checkpoints, rates, train, test = build("dense")
+    checkpoints = checkpoints | {"steps": jnp.arange(2)}
+    diagonal = jax.tree.map(lambda x: 0.5 + x * x, checkpoints)
+    args = checkpoints, rates, train, test
+    listed = [jax.tree.map(lambda x, k=k: x[k], diagonal) for k in range(2)]
+    whole = tracin(loss)(*args, precondition=listed)
+    part, rest = (
+        tracin(loss, where=where)(*args, precondition=diagonal)
+        for where in ([("w",)], lambda path: path != ("w",))
+    )
+    assert_close(part + rest, whole, 1e-5)
+    # Room for all numbers: exact.
+    projected = tracin(loss, project=40)
+    got = projected(jax.random.key(0), *args, precondition=diagonal)
+    assert_close(got, whole, 1e-5)
+    halve = functools.partial(
+        jax.tree.map, lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x
+    )
+    got = tracin(loss)(halve(checkpoints), *args[1:], precondition=diagonal)
+    assert got.dtype == jnp.float32
+    assert_close(got, whole, 0.1)
+
+
+def test_the_preconditioner_of_adam_is_the_step_that_adam_takes():
+    # With no momentum a step of Adam is -rate * D * gradient.
+    b2, eps, rate = 0.9, 0.03, 0.5
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1e9), optax.adam(rate, b1=0.0, b2=b2, eps=eps)
+    )
+    params = {"w": draw(0, (3, 2)), "b": draw(1, (2,))}
+    state = optimizer.init(params)
+    for seed in range(3):
+        gradient = jax.tree.map(lambda x, seed=seed: draw(seed + 2, x.shape), params)
+        step, state = optimizer.update(gradient, state, params)
+    diagonal = adam_preconditioner(state, b2=b2, eps=eps)
+    want = jax.tree.map(lambda d, g: -rate * d * g, diagonal, gradient)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), want, step)
+    stacked = jax.tree.map(lambda x: jnp.stack([x, x]), state)
+    several = jax.vmap(functools.partial(adam_preconditioner, b2=b2, eps=eps))(stacked)
+    assert several["w"].shape == (2, 3, 2)
+
+
+def test_bad_preconditioners():
+    loss, checkpoints, rates, train, test = build("dense")
+    score = functools.partial(tracin(loss), checkpoints, rates, train, test)
+    ones = jax.tree.map(jnp.ones_like, checkpoints)
+    with pytest.raises(ValueError, match=r"precondition has the structure .*same tree"):
+        score(precondition={"w": ones["w"]})
+    with pytest.raises(ValueError, match=r"\('b',\) is float32\[1,4\] at precondition"):
+        score(precondition=jax.tree.map(lambda x: x[:1], ones))
+    with pytest.raises(ValueError, match=r"precondition \('b',\) .*wanted 0 or more"):
+        score(precondition=ones | {"b": -ones["b"]})
+    with pytest.raises(ValueError, match=r"precondition \('v',\) .*not finite"):
+        score(precondition=ones | {"v": ones["v"] / 0})
+    with pytest.raises(ValueError, match="a tuple with 0 states of Adam in it"):
+        adam_preconditioner(optax.sgd(0.1).init({"w": jnp.ones(2)}))
+    with pytest.raises(ValueError, match="count is 0: Adam has taken no step"):
+        adam_preconditioner(optax.adam(0.1).init({"w": jnp.ones(2)}))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_bad_visits(name):
+    for bad, hint in (
+        (jnp.ones(4), r"float32\[4\]; wanted \(5,\), one number a training example"),
+        (jnp.ones((3, 5)), r"float32\[3,5\]; wanted .*\(2, 5\), a row a checkpoint"),
+        (jnp.float32(1), r"float32\[\]; wanted"),
+        (-jnp.ones(5), r"from -1\.0 to -1\.0; wanted finite ones of 0 or more"),
+        (jnp.full(5, jnp.inf), "wanted finite ones"),
+    ):
+        with pytest.raises(ValueError, match=f"visits .*{hint}"):
+            scores(name, visits=bad)
