@@ -12,17 +12,33 @@ Peers, in the same process and in turns:
   and `TracInCPFast` (the last layer's weight alone, whatever ours covers);
 - by hand: what one writes in JAX, `vmap(grad)` in chunks of 100 and a matrix product.
 
-A slow peer gets a part of the training examples; its time is multiplied by the share of
-examples, test ones included, that it was spared. Where a peer computes the same scores,
-their greatest difference is printed, as a fraction of the greatest score: rounding, and
-a rectifier whose input is 0 to rounding falls on one side here and the other there.
+A slow peer gets a part of the training examples, and its time is multiplied by how many
+times as many the whole has, test examples included in both counts. Where a peer
+computes the same scores, their greatest difference is printed, as a fraction of the
+greatest score: rounding, and a rectifier whose input is 0 to rounding may fall on one
+side here and on the other there.
 
 Seconds are medians of processor time, so pin the process to one core as above. The
 floor is arithmetic: the layers' products forward, backward to their outputs, and the
 cheaper of two ways to multiply gradients, at the speed of the matrix product in the
 first row. `mib` is what a call adds to the resident memory at its peak.
 
-Last result: see the end of this text.
+Last result, one core of an Intel Xeon at 144 GFLOP/s beside other jobs, jax 0.10.2,
+torch 2.13; seconds for 10,000 x 100 x 5, floor, ours, captum's TracInCP, by hand:
+
+    tracin, MLP                     0.30    0.42    62.3    45.9
+    self_influence, MLP             0.19    0.29    46.1    19.5
+    aggregate, MLP                  0.35    0.42    46.9    46.9
+    tracin, CNN                     2.52    11.7    22.0   125
+    self_influence, CNN             2.06    9.78    20.8   122
+    aggregate, CNN                  2.09    8.10    20.5   125
+    tracin, transformer             0.97    2.82    4.47    3.16
+    self_influence, transformer     0.24    1.74    3.53    2.21
+    aggregate, transformer          0.28    1.30    4.18    3.46
+
+TracInCPFast takes 0.40, 9.6 and 1.13 s for the last layer of the three, ours for the
+same 0.22, 3.6 and 0.50 s. The scores differ by less than 1e-6 of the greatest. A call
+of ours adds 18, 52 and 27 MiB (tracin), captum's 775, 155 and 56 MiB.
 """
 
 import ctypes

@@ -16,7 +16,27 @@ For each ranking: the share of the wrong labels in its first tenth and its first
 and the area under its receiver operating characteristic, all as means over seeds (of
 the weights, the order of the batches and the flips) with half their range.
 
-Last result: see the end of this text.
+Last result, two x86_64 cores, jax 0.10, 3 seeds, 110 CPU s; first tenth / first fifth /
+area, half the range up to 0.03 (0.05 for the last checkpoint and the final loss):
+
+    MNIST                 uniform                 best wrong class
+    self-influence        0.882 / 0.996 / 0.994   0.818 / 0.977 / 0.984
+    of the last layer     0.903 / 0.996 / 0.995   0.827 / 0.974 / 0.985
+    of the first layer    0.870 / 0.996 / 0.993   0.812 / 0.977 / 0.983
+    at the last checkp.   0.812 / 0.961 / 0.980   0.674 / 0.866 / 0.944
+    sum of losses         0.933 / 0.998 / 0.997   0.841 / 0.983 / 0.987
+    final loss            0.831 / 0.954 / 0.981   0.667 / 0.854 / 0.940
+
+    Fashion-MNIST
+    self-influence        0.680 / 0.924 / 0.962   0.553 / 0.798 / 0.918
+    of the last layer     0.724 / 0.946 / 0.970   0.611 / 0.814 / 0.928
+    of the first layer    0.652 / 0.905 / 0.956   0.506 / 0.782 / 0.910
+    at the last checkp.   0.653 / 0.920 / 0.957   0.447 / 0.711 / 0.876
+    sum of losses         0.858 / 0.980 / 0.988   0.619 / 0.843 / 0.935
+    final loss            0.787 / 0.943 / 0.974   0.494 / 0.713 / 0.881
+
+Several checkpoints find more than the last one alone, the last layer as much as all of
+them; the sum of the losses over the checkpoints finds more than self-influence does.
 """
 
 import argparse

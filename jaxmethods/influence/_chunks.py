@@ -11,8 +11,9 @@ from jax.extend.core import jaxprs_in_params
 
 from ..core import leaf_paths, vary_together
 
-# Numbers (not bytes) that the intermediate values of one chunk may fill.
-BUDGET = 2**24
+# Numbers (not bytes) that the intermediate values of one chunk may fill on a CPU, and
+# how many times as many on an accelerator, which small chunks leave idle.
+BUDGET, ON_ACCELERATORS = 2**24, 8
 # A count of examples that no other axis is likely to have or to be a multiple of.
 PRIME = 10007
 
@@ -135,9 +136,15 @@ def numbers_held(fn: Callable[[Any], Any], examples: Any) -> int:
     return max(1, sum(x.size for x in held) // max(1, length_of(examples)))
 
 
+def examples_at_once(numbers: int) -> int:
+    """How many examples of so many numbers each a chunk may have."""
+    room = BUDGET * (1 if jax.default_backend() == "cpu" else ON_ACCELERATORS)
+    return max(1, room // max(numbers, 1))
+
+
 def _count(n: int, numbers: int) -> int:
     """The number of chunks for `n` examples of so many numbers each."""
-    most = max(1, BUDGET // max(numbers, 1))
+    most = examples_at_once(numbers)
     least = max(1, -(-n // most))
     # A count that divides n leaves no remainder to fill.
     counts = range(least, min(2 * least, n) + 1)

@@ -126,6 +126,8 @@ def datastore(
                 f"{folder} was broken off after {shards.num_rows} examples; wanted a "
                 "complete store: call build again with the same arguments to go on."
             )
+        for shard in shards.shards:
+            shards.find(shard)
         about = shards.about
         run = run_of(
             *(checkpoints, about["learning_rates"], None),

@@ -1,5 +1,6 @@
 """Max pooling by slices, with the derivative of XLA's pooling."""
 
+import functools
 import math
 from typing import Any
 
@@ -30,8 +31,21 @@ def max_pool(site: Any, x: jax.Array) -> Any:
         params["base_dilation"],
         params["window_dilation"],
     )
-    best, *others = windows.slices(x, fill=-jnp.inf)
-    for other in others:
-        # The first of equals takes the gradient, and NaN stays NaN, as in XLA.
-        best = jnp.where((best >= other) | (best != best), best, other)
-    return [best]
+    return [_largest(*windows.slices(x, fill=-jnp.inf))]
+
+
+@jax.custom_jvp
+def _largest(*slices: jax.Array) -> jax.Array:
+    """The largest of each place, elementwise."""
+    return functools.reduce(jnp.maximum, slices)
+
+
+@_largest.defjvp
+def _along_the_first(slices: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    """The first of equals, or the first NaN, takes the derivative, as in XLA."""
+    best = _largest(*slices)
+    taken, out = jnp.zeros(best.shape, bool), jnp.zeros_like(best)
+    for some, tangent in zip(slices, tangents, strict=True):
+        here = ((some == best) | (some != some)) & ~taken
+        taken, out = taken | here, jnp.where(here, tangent, out)
+    return best, out

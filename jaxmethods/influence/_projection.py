@@ -24,21 +24,19 @@ REST = -1
 
 
 class Slot(NamedTuple):
-    """Where a part of the gradient lies in an embedding, and how it comes there.
+    """How many numbers of an embedding a part of the gradient has, and which.
 
     Attributes:
         part: Which part, as `per_example` counts; REST for all without factors.
         shape: Of the gradient, without examples: (size,) for a vector, (p, q) for one
             in factors, (groups, p, q) for many.
         sides: The numbers kept of the axes p and q, or of the vector.
-        start: Where its numbers start.
-        size: How many they are.
+        size: The numbers in all.
     """
 
     part: int
     shape: tuple[int, ...]
     sides: tuple[int, ...]
-    start: int
     size: int
 
 
@@ -46,8 +44,8 @@ class Layout(NamedTuple):
     """How an embedding is laid out.
 
     Attributes:
-        slots: Those of the parts of the gradient, in their order.
-        width: The count of numbers.
+        slots: Those of the parts of the gradient, one after the other.
+        width: The count of numbers, after which it starts again at the first.
     """
 
     slots: list[Slot]
@@ -74,13 +72,9 @@ def lay_out(shapes: dict[int, tuple[int, ...]], most: int | None) -> Layout:
         groups = math.prod(shapes[part][:-2])
         sizes[part] = sides, min(share, groups * math.prod(sides))
         left = None if left is None else left - sizes[part][1]
-    slots, start = [], 0
-    for part, shape in shapes.items():
-        sides, size = sizes[part]
-        slots.append(Slot(part, shape, sides, start, size))
-        start = start + size if most is None else (start + size) % most
-    width = max((slot.start + slot.size for slot in slots), default=0)
-    return Layout(slots, width)
+    slots = [Slot(part, shape, *sizes[part]) for part, shape in shapes.items()]
+    width = sum(slot.size for slot in slots)
+    return Layout(slots, width if most is None else min(width, most))
 
 
 class Embedder(NamedTuple):
@@ -103,15 +97,15 @@ class Embedder(NamedTuple):
         found = self._gradients(point.params, examples)
         layout = self._lay_out(found)
         matrices = _draw_sides(point.key, layout.slots, self.dtype)
-        out = jnp.zeros((length_of(examples), layout.width), self.dtype)
+        columns = [jnp.zeros((length_of(examples), 0), self.dtype)]
         for i, slot in enumerate(layout.slots):
             gradient = found[slot.part]
             if isinstance(gradient, Factors):
                 sides = [matrices.get((i, side)) for side in range(2)]
                 gradient = Factors(*map(_shorten, gradient, sides)).whole()
-            numbers = _sketch(point.key, i, slot.size, gradient).astype(self.dtype)
-            out = out.at[:, slot.start : slot.start + slot.size].add(numbers)
-        return out
+            numbers = _sketch(point.key, i, slot, _flat(gradient))
+            columns.append(numbers.astype(self.dtype))
+        return _wrap(jnp.concatenate(columns, axis=1), layout.width)
 
     def layout(self, params: Any, examples: Any) -> Layout:
         """How the embeddings of such examples are laid out."""
@@ -175,8 +169,7 @@ def _draw_sides(
     for k in sorted({k for k, *_ in wanted}):
         some = [(width, place) for number, width, place in wanted if number == k]
         total = sum(width for width, _ in some)
-        columns = countsketch(_fold(key, 0, k), k, total).explicit()
-        columns = lax.optimization_barrier(columns)
+        columns = countsketch(_fold(key, 2 * k), k, total).explicit()
         start = 0
         for width, place in some:
             bucket, sign = (
@@ -200,23 +193,34 @@ def _shorten(factor: Any, matrix: jax.Array | None) -> Any:
 
 
 def _sketch(
-    key: jax.Array | None, number: int, size: int, gradient: jax.Array
+    key: jax.Array | None, number: int, slot: Slot, flat: jax.Array
 ) -> jax.Array:
-    """So many numbers of each gradient taken as a vector, (n, size)."""
-    flat = _flat(gradient)
-    if _kept(key, flat.shape[1], size):
+    """The numbers of a slot from those that the sides left, (n, size)."""
+    signed = len(slot.shape) > 1  # By its sides, where a single number is left.
+    if flat.shape[1] == slot.size and (signed or _kept(key, slot.size, slot.size)):
         return flat
-    key = _fold(key, 1, number)
-    return (countsketch(key, size, flat.shape[1]) @ flat.T).T
+    key = _fold(key, 2 * number + 1)
+    return (countsketch(key, slot.size, flat.shape[1]) @ flat.T).T
+
+
+def _wrap(numbers: jax.Array, width: int) -> jax.Array:
+    """Adds up what lies a multiple of `width` columns apart."""
+    n, total = numbers.shape
+    if total == width:
+        return numbers
+    rounds = -(-total // width)
+    numbers = jnp.pad(numbers, ((0, 0), (0, rounds * width - total)))
+    return numbers.reshape(n, rounds, width).sum(1)
 
 
 def _flat(gradient: jax.Array) -> jax.Array:
     return gradient.reshape(gradient.shape[0], math.prod(gradient.shape[1:]))
 
 
-def _fold(key: jax.Array | None, use: int, number: int) -> jax.Array:
+def _fold(key: jax.Array | None, number: int) -> jax.Array:
+    """A key for each use: even numbers for sides, odd ones for vectors."""
     assert key is not None  # Without a key all numbers are kept.
-    return jax.random.fold_in(jax.random.fold_in(key, use), number)
+    return jax.random.fold_in(key, number)
 
 
 def _kept(key: jax.Array | None, width: int, k: int) -> bool:

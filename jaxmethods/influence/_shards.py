@@ -83,30 +83,33 @@ class Shards:
         os.replace(part, self.folder / INDEX)
 
     def read(self, shard: Shard) -> np.ndarray:
-        """The rows of a shard, on disk until they are used.
+        """The rows of a shard, on disk until they are used; looked through once.
 
         Raises:
             FileNotFoundError: The file is not there.
             ValueError: It is not what was written.
         """
+        rows = self.find(shard)
+        if shard.name not in self.verified:
+            if checksum(rows) != shard.checksum:
+                raise ValueError(_damaged(self.folder / shard.name))
+            self.verified.add(shard.name)
+        return rows
+
+    def find(self, shard: Shard) -> np.ndarray:
+        """The same, with a look at the size alone."""
         path = self.folder / shard.name
         if not path.exists():
             raise FileNotFoundError(
                 f"{path} is missing; wanted the {shard.rows} rows that were written "
                 "to it: bring it back, or build the store anew in another folder."
             )
-        damaged = (
-            f"{path} is not what was written: it was cut or changed since; bring it "
-            "back, or build the store anew in another folder."
-        )
         try:
             rows = np.load(path, mmap_mode="r")
         except (ValueError, EOFError, OSError) as error:
-            raise ValueError(damaged) from error
-        if shard.name not in self.verified:
-            if len(rows) != shard.rows or checksum(rows) != shard.checksum:
-                raise ValueError(damaged)
-            self.verified.add(shard.name)
+            raise ValueError(_damaged(path)) from error
+        if len(rows) != shard.rows:
+            raise ValueError(_damaged(path))
         return rows
 
 
@@ -170,6 +173,13 @@ def checksum(array: Any, start: int = 0) -> int:
     """A checksum of the bytes of an array, after those that gave `start`."""
     flat = np.ascontiguousarray(array).reshape(-1)
     return zlib.crc32(flat.view(np.uint8).data, start)
+
+
+def _damaged(path: Path) -> str:
+    return (
+        f"{path} is not what was written: it was cut or changed since; wanted the file "
+        "as it was: bring it back, or build the store anew in another folder."
+    )
 
 
 def _difference(found: Any, wanted: Any) -> tuple[str, str]:

@@ -97,7 +97,7 @@ class Store:
         asked = self._embed(as_examples(test, "test"))
         rows = map(self._shards.read, self._shards.shards)
         numbers = max(asked.shape)  # A row's own, or those of its scores.
-        for batch in cut_batches(rows, max(1, _chunks.BUDGET // max(1, numbers))):
+        for batch in cut_batches(rows, _chunks.examples_at_once(numbers)):
             yield batch, _products(asked, jnp.asarray(batch.examples))
 
     def _embed(self, test: Any) -> jax.Array:
@@ -147,7 +147,7 @@ def describe_layout(embed: Embedder, params: Any, examples: Any) -> dict[str, An
             "form": forms[slot.part],
             "shape": [*slot.shape],
             "sides": [*slot.sides],
-            "start": slot.start,
+            "size": slot.size,
         }
         for slot in layout.slots
     ]

@@ -47,9 +47,16 @@ def evaluate(
         here = (*prefix, *site.position)
         if here not in taps:
             return NotImplemented
-        weight = uses[here].weight
+        weight, faster = uses[here].weight, uses[here].product.on_cpus
         seen[here] = (*operands[:weight], *operands[weight + 1 :])
-        return [site.bind(*operands)[0] + taps[here]]
+        out = site.bind(*operands)[0] if faster is None else either(site, *operands)
+        return [out + taps[here]]
+
+    def either(site: Any, *operands: Any) -> Any:
+        on_cpus = uses[(*prefix, *site.position)].product.on_cpus
+        return lax.platform_dependent(
+            *operands, cpu=on_cpus, default=lambda *x: site.bind(*x)[0]
+        )
 
     def loop(site: Any, *operands: Any) -> Any:
         here, params = (*prefix, *site.position), site.equation.params

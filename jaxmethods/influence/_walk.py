@@ -202,4 +202,4 @@ def _check_covered(visits: Any, end: int, name: str, *, exactly: bool) -> None:
 
 def _most(numbers: int) -> int:
     """How many examples of so many numbers each fit."""
-    return max(1, _chunks.BUDGET // max(numbers, 1))
+    return _chunks.examples_at_once(numbers)

@@ -33,6 +33,8 @@ class Windows(NamedTuple):
             x: The array.
             fill: What padding holds.
         """
+        if self._tile(x.shape):
+            return self._tiles(x)
         edges = [
             (low, high, gap - 1)
             for (low, high), gap in zip(self.padding, self.dilation, strict=True)
@@ -51,3 +53,24 @@ class Windows(NamedTuple):
             high = [start + far + 1 for start, far in zip(low, reach, strict=True)]
             found.append(lax.slice(x, low, high, self.strides))
         return found
+
+    def _tile(self, shape: Sequence[int]) -> bool:
+        """Whether the windows lie side by side and cover an array of this shape."""
+        plain = all(gap == 1 for gap in (*self.dilation, *self.window_dilation))
+        return (
+            plain
+            and tuple(self.size) == tuple(self.strides)
+            and all(low == high == 0 for low, high in self.padding)
+            and all(n % size == 0 for n, size in zip(shape, self.size, strict=True))
+        )
+
+    def _tiles(self, x: jax.Array) -> list[jax.Array]:
+        """The slices of windows side by side, by splits: their derivatives join."""
+        counts = [n // size for n, size in zip(x.shape, self.size, strict=True)]
+        digits = zip(counts, self.size, strict=True)
+        found = [x.reshape([n for pair in digits for n in pair])]
+        for axis, size in enumerate(self.size):
+            if size > 1:
+                parts = (lax.split(y, (1,) * size, axis=2 * axis + 1) for y in found)
+                found = [part for some in parts for part in some]
+        return [y.reshape(counts) for y in found]

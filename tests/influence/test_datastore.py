@@ -173,20 +173,20 @@ def test_damaged_files_are_named(tmp_path):
     built(tmp_path)
     path = tmp_path / "rows-00001.npy"
     whole = path.read_bytes()
-
-    def scores():
-        return datastore(loss, project=6).open(tmp_path, checkpoints).scores(test)
-
-    flipped = whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:]
-    for damaged in (flipped, whole[:-8], b"nothing"):
+    reopen = functools.partial(datastore(loss, project=6).open, tmp_path, checkpoints)
+    for damaged in (whole[:-8], b"nothing"):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"rows-00001\.npy is not what was"):
-            scores()
+            reopen()
+    path.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
+    store = reopen()  # Of the right size.
+    with pytest.raises(ValueError, match=r"rows-00001\.npy is not what was"):
+        store.scores(test)
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"rows-00001\.npy is missing"):
-        scores()
+        reopen()
     path.write_bytes(whole)
-    assert scores().shape == (4, 20)
+    assert store.scores(test).shape == (4, 20)
 
 
 def test_a_damaged_index_is_named(tmp_path):

@@ -186,14 +186,6 @@ def test_visits_and_a_preconditioner_go_along():
         assert_same(call(name, Manager(checkpoints), some, **managed), want)
 
 
-def test_projected_as_with_arrays():
-    loss, checkpoints, rates, train, test = case()
-    scores = functools.partial(tracin(loss, project=6), jax.random.key(2))
-    want = scores(checkpoints, rates, train, test)
-    some = iter(batches(train, 9, 9, 5))
-    assert_same(scores(Manager(checkpoints), rates, some, test), want)
-
-
 def test_progress_is_shown_where_wanted(capsys):
     loss, checkpoints, rates, train, test = case()
     tracin(loss, progress=False)(checkpoints, rates, iter([train]), test)

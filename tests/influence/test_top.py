@@ -38,7 +38,7 @@ def scored(n=24, m=5):
 
 
 @pytest.mark.parametrize("name", TOPS)
-@pytest.mark.parametrize("budget, k", [(2**24, 1), (2**24, 24), (1500, 3), (1, 3)])
+@pytest.mark.parametrize("budget, k", [(2**24, 24), (1500, 1), (1, 3)])
 def test_the_ends_of_the_scores_in_any_chunks(name, budget, k, monkeypatch):
     monkeypatch.setattr(_chunks, "BUDGET", budget)
     (loss, *args), scores = scored()
