@@ -3,9 +3,12 @@
 `tracin` scores every pair of training and test examples; `proponents` and `opponents`
 find the strongest of them without the matrix of scores; `self_influence` scores
 examples on themselves (mislabelled and memorised ones lead), `aggregate` training
-examples on a weighted sum of test losses. `datastore` keeps their gradients, sketched,
-on disk to be asked again. `adam_preconditioner` is what Adam multiplies its steps by,
-`forms` tells how the gradient of each parameter is taken.
+examples on a weighted sum of test losses. `words` scores texts by the words they share,
+`word_shares` splits that over the words, `trace_sgd` credits each step of a training
+run to its example. `datastore` keeps gradients, sketched, on disk to be asked again.
+`adam_preconditioner` is what Adam multiplies its steps by, `forms` tells how the
+gradient of each parameter is taken. `debugging` corrects a classifier from a handful of
+examples of what it gets wrong.
 """
 
 from . import debugging as debugging

@@ -32,11 +32,11 @@ def tracin(
     negative: it harmed (an opponent).
 
     The scores are exact for any loss, and gradients are held for a bounded number of
-    examples only. A weight that enters through matrix products and convolutions alone
-    needs no gradient at all where its factors are cheaper: its part of the score
-    comes from the inputs of those products and the gradients of their outputs. Any
-    other parameter (biases, scales, recurrent weights) has its per-example gradients
-    taken, a chunk at a time; `forms` tells which is which.
+    examples only. A weight that enters through matrix products, convolutions and
+    look-ups alone, in loops as well, needs no gradient at all where its factors are
+    cheaper: its part of the score comes from the inputs of those products and the
+    gradients of their outputs. Any other parameter (biases, scales) has its per-example
+    gradients taken, a chunk at a time; `forms` tells which is which.
 
     With `project`, gradients are replaced by random sketches of so many numbers an
     example, at each checkpoint anew and the same for training and test examples: the
