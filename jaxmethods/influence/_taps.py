@@ -6,7 +6,7 @@ Inside a `scan` there is a tap for each round, and so are the operands seen: a w
 that a loop of T rounds applies has the factors of T products.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -47,16 +47,9 @@ def evaluate(
         here = (*prefix, *site.position)
         if here not in taps:
             return NotImplemented
-        weight, faster = uses[here].weight, uses[here].product.on_cpus
-        seen[here] = (*operands[:weight], *operands[weight + 1 :])
-        out = site.bind(*operands)[0] if faster is None else either(site, *operands)
-        return [out + taps[here]]
-
-    def either(site: Any, *operands: Any) -> Any:
-        on_cpus = uses[(*prefix, *site.position)].product.on_cpus
-        return lax.platform_dependent(
-            *operands, cpu=on_cpus, default=lambda *x: site.bind(*x)[0]
-        )
+        use = uses[here]
+        seen[here] = (*operands[: use.weight], *operands[use.weight + 1 :])
+        return [_output(site, use.product.on_cpus, *operands) + taps[here]]
 
     def loop(site: Any, *operands: Any) -> Any:
         here, params = (*prefix, *site.position), site.equation.params
@@ -82,3 +75,16 @@ def evaluate(
     rules = {"reduce_window_max": max_pool, "scan": loop}
     rules |= dict.fromkeys(PRIMITIVES, product)
     return interpret(jaxpr, rules, args, inline=INLINE), seen
+
+
+def _output(
+    site: Any, on_cpus: Callable[..., jax.Array] | None, *operands: Any
+) -> jax.Array:
+    """The output of a product, which CPUs may take in another way."""
+
+    def as_it_is(*operands: Any) -> jax.Array:
+        return site.bind(*operands)[0]
+
+    if on_cpus is None:
+        return as_it_is(*operands)
+    return lax.platform_dependent(*operands, cpu=on_cpus, default=as_it_is)
