@@ -39,6 +39,7 @@ def choose_paths(where: Where, paths: Sequence[Path]) -> list[bool]:
         One bool a leaf.
 
     Raises:
+        TypeError: `where` is a string.
         ValueError: `where` chooses nothing, or a path of the list names no leaf; the
             message lists the known paths.
 
@@ -49,6 +50,11 @@ def choose_paths(where: Where, paths: Sequence[Path]) -> list[bool]:
     if where is None:
         return [True] * len(paths)
     known = f"the known paths are {list(paths)}."
+    if isinstance(where, str):
+        raise TypeError(
+            f"where is the string {where!r}; wanted a list of paths, [({where!r},)], "
+            f"or a predicate on a path; {known}"
+        )
     if callable(where):
         chosen = [bool(where(path)) for path in paths]
     else:

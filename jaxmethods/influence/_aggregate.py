@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.extend.core import jaxprs_in_params
 
 from ..core import describe, vary_together
+from ._checkpoints import as_real
 from ._chunks import count_examples, sum_chunks
 from ._contract import inner
 from ._gradients import Recipe
@@ -77,7 +78,8 @@ def aggregate(
             progress=progress,
         )
         num_test = count_examples(test, "test", empty=True)
-        weights = jnp.ones(num_test) if weights is None else jnp.asarray(weights)
+        weights = jnp.ones(num_test) if weights is None else weights
+        weights = as_real(weights, "weights")
         if weights.shape != (num_test,):
             raise ValueError(
                 f"weights is {describe(weights)} for {num_test} test examples; wanted "

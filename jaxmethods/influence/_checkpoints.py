@@ -56,6 +56,7 @@ def stack_trees(checkpoints: Any) -> tuple[Any, int]:
     if is_manager(checkpoints):
         series = one_by_one(checkpoints)
         checkpoints = [series.at(k) for k in series.numbers]
+    check_arrays(checkpoints)
     if isinstance(checkpoints, list):
         count = _some(len(checkpoints))
         for number, tree in enumerate(checkpoints):
@@ -68,6 +69,7 @@ def one_by_one(checkpoints: Any) -> Series:
     """The same checkpoints as a series: those of a manager are never all in memory."""
     if is_manager(checkpoints):
         return _restored(checkpoints)
+    check_arrays(checkpoints)
     if isinstance(checkpoints, list):
         count = _some(len(checkpoints))
         for number, tree in enumerate(checkpoints):
@@ -77,9 +79,29 @@ def one_by_one(checkpoints: Any) -> Series:
     return Series(count, lambda k: jax.tree.map(lambda x: x[k], checkpoints))
 
 
+def check_arrays(params: Any) -> None:
+    """Raises TypeError where a leaf is neither an array nor a number."""
+    for path, leaf in zip(leaf_paths(params), jax.tree.leaves(params), strict=True):
+        array = hasattr(leaf, "dtype") and hasattr(leaf, "shape")
+        if not array and not isinstance(leaf, int | float | complex):
+            raise TypeError(
+                f"parameter {path} is a {type(leaf).__name__}; wanted arrays alone: of "
+                "an equinox module take them with params, static = eqx.partition(model,"
+                " eqx.is_array), and eqx.combine(params, static) in the loss."
+            )
+
+
+def as_real(numbers: Any, name: str) -> jax.Array:
+    """The numbers as an array, or TypeError where they are complex."""
+    numbers = jnp.asarray(numbers)
+    if jnp.issubdtype(numbers.dtype, jnp.complexfloating):
+        raise TypeError(f"{name} is {describe(numbers)}; wanted real numbers.")
+    return numbers
+
+
 def check_rates(learning_rates: Any, count: int) -> jax.Array:
     """Returns the learning rates as an array, or raises unless they are (count,)."""
-    rates = jnp.asarray(learning_rates)
+    rates = as_real(learning_rates, "learning_rates")
     if rates.shape != (count,):
         raise ValueError(
             f"learning_rates is {describe(rates)} for {count} checkpoints; wanted "
@@ -135,10 +157,11 @@ def _count(stacked: Any) -> int:
         )
     }
     if len(set(counts.values())) != 1 or () in counts.values():
+        some = dict(list(counts.items())[:6])
         raise ValueError(
-            f"the checkpoints are one tree whose leaves have leading axes {counts}; "
-            "wanted every leaf stacked over the checkpoints on axis 0, or a list of "
-            "trees."
+            f"the checkpoints are one tree of {len(counts)} leaves with leading axes "
+            f"{some}; wanted every leaf stacked over the checkpoints on axis 0, or a "
+            "list of trees: of one checkpoint [params]."
         )
     return next(iter(counts.values()))[0]
 

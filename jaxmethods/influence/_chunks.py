@@ -27,11 +27,12 @@ def count_examples(examples: Any, name: str, *, empty: bool = False) -> int:
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(examples)]
     lengths = {shape[:1] for shape in shapes}
     if len(lengths) != 1 or () in lengths:
-        found = dict(zip(leaf_paths(examples), shapes, strict=True))
+        found = dict(list(zip(leaf_paths(examples), shapes, strict=True))[:6])
+        hint = " (batches go in as an iterator: iter(batches))"
         raise ValueError(
             f"{name} has leaves of shapes {found}; wanted one leading axis of "
-            "examples, equally long in each leaf (batches go in as an iterator: "
-            "iter(batches))."
+            "examples, equally long in each leaf"
+            f"{'' if name == 'test' else hint}."
         )
     length = lengths.pop()[0]
     if length == 0 and not empty:

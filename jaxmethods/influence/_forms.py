@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from ..core import leaf_paths, source_line
 from ._blocks import Block
+from ._checkpoints import check_arrays
 from ._gradients import read_loss
 from ._task import Loss, Where, choose_parameters
 
@@ -53,6 +54,7 @@ def forms(loss: Loss, *, where: Where = None) -> Callable[..., dict[Any, Form]]:
     """
 
     def report(params: Any, example: Any) -> dict[Any, Form]:
+        check_arrays(params)
         chosen = choose_parameters(where, params)
         recipe = read_loss(loss, params, example, chosen)
         paths = leaf_paths(params)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ._chunks import length_of
 from ._contract import (
     Gradients,
     inner,
@@ -41,13 +42,16 @@ def pairs(reading: Reading) -> Method:
     recipe, test_recipe = alike(*reading.recipes)
     stay = _factored_pairs(recipe, test_recipe)
 
-    def prepare(point: Point, test: Any) -> dict[int, Gradients]:
-        return per_example(test_recipe, point.params, test, stay)
+    def prepare(point: Point, test: Any) -> tuple[dict[int, Gradients], jax.Array]:
+        gradients = per_example(test_recipe, point.params, test, stay)
+        return gradients, jnp.zeros(length_of(test), reading.dtype)
 
-    def score(point: Point, wanted: dict[int, Gradients], train: Any) -> jax.Array:
+    def score(point: Point, kept: Any, train: Any) -> jax.Array:
+        wanted, zeros = kept  # the latter where nothing is used on both sides
         found = per_example(recipe, point.params, train, stay)
         parts = [inner(found[i], wanted[i]) for i in found if i in wanted]
-        return sum(parts, jnp.zeros((), reading.dtype))
+        start = jnp.zeros((length_of(train), 1), reading.dtype) + zeros[None]
+        return sum(parts, start)
 
     return Method(prepare, score, per_test=True)
 

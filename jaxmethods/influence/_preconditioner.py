@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import lax
 
 from ..core import describe, is_concrete, leaf_paths
@@ -28,15 +29,17 @@ def adam_preconditioner(state: Any, *, b2: float = 0.999, eps: float = 1e-8) -> 
 
     Args:
         state: A state of `optax.adam`, `adamw` or another that holds one
-            `ScaleByAdamState`.
-        b2: The decay of v that the optimizer was made with, 0..1.
-        eps: Its eps, outside of the root.
+            `ScaleByAdamState` (that of `adamax`, which means another thing by it,
+            looks the same and is not for this).
+        b2: The decay of v that the optimizer was made with, 0 <= b2 < 1.
+        eps: Its eps, outside of the root, 0 or more.
 
     Returns:
         A pytree like the parameters.
 
     Raises:
-        ValueError: No state of Adam is in it, or several; no step was taken.
+        ValueError: No state of Adam is in it, or several; no step was taken; `b2` or
+            `eps` out of range.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -51,9 +54,11 @@ def adam_preconditioner(state: Any, *, b2: float = 0.999, eps: float = 1e-8) -> 
         Xia et al. (2024), LESS: Selecting Influential Data for Targeted Instruction
         Tuning, arXiv 2402.04333, whose form has eps inside the root and no correction.
     """
+    if not (0 <= b2 < 1 and eps >= 0):
+        raise ValueError(f"b2 is {b2}, eps {eps}; wanted 0 <= b2 < 1 and eps >= 0.")
 
     def is_adam(node: Any) -> bool:
-        return hasattr(node, "nu") and hasattr(node, "count")
+        return isinstance(node, optax.ScaleByAdamState)
 
     found = [x for x in jax.tree.leaves(state, is_leaf=is_adam) if is_adam(x)]
     if len(found) != 1:

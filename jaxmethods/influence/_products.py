@@ -181,10 +181,11 @@ def _gather(equation: JaxprEqn, weight: int) -> Product | None:
 
     def left(indices: jax.Array) -> jax.Array:
         numbers = _signed(indices[..., starts.index(axis)].reshape(rows))
+        if mode == GatherScatterMode.CLIP:
+            return jnp.clip(numbers, 0, size - 1).astype(jnp.int32)
+        # Of what lies outside jax drops the gradient, whatever it reads there.
         inside = (numbers >= 0) & (numbers < size)
-        if filled:
-            return jnp.where(inside, numbers, -1).astype(jnp.int32)
-        return jnp.clip(numbers, 0, size - 1).astype(jnp.int32)
+        return jnp.where(inside, numbers, -1).astype(jnp.int32)
 
     def right(g: jax.Array) -> jax.Array:
         behind = numbers.offset_dims

@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core import describe, is_concrete
-from ._checkpoints import Series, is_manager, one_by_one, stack_checkpoints
+from ._checkpoints import (
+    Series,
+    as_real,
+    is_manager,
+    one_by_one,
+    stack_checkpoints,
+)
 from ._chunks import length_of
 from ._preconditioner import (
     series_stretched,
@@ -118,7 +124,7 @@ def check_visits(visits: Any, count: int, n: int | None) -> jax.Array:
         count: The number of checkpoints.
         n: The number of examples, None where it is not known yet.
     """
-    visits = jnp.asarray(visits)
+    visits = as_real(visits, "visits")
     rows = visits.shape[:-1] in ((), (count,)) and visits.ndim > 0
     if not rows or n not in (None, visits.shape[-1]):
         known = "n" if n is None else n

@@ -164,7 +164,7 @@ def check_same(found: dict[str, Any], wanted: dict[str, Any], folder: Path) -> N
         if found.get(name) != value:
             before, now = _difference(found.get(name), value)
             raise ValueError(
-                f"{folder} was built with another {name}: {before}, now {now}; wanted "
+                f"{folder} was built with other {name}: {before}, now {now}; wanted "
                 "what it was built with, or another folder."
             )
 

@@ -6,6 +6,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from jaxmethods.influence import forms, tracin
 from jaxmethods.influence._checkpoints import one_by_one, stack_checkpoints
 
 TREE = {"w": jnp.arange(12.0).reshape(3, 2, 2), "b": jnp.arange(3.0)}
@@ -81,3 +82,17 @@ def test_what_is_refused():
         stack_checkpoints([], [])
     with pytest.raises(ValueError, match=r"float32\[\] for 3 checkpoints; wanted one"):
         stack_checkpoints(TREE, 0.1)
+
+
+def test_what_is_no_array_is_named():
+    params = {"w": jnp.ones(2), "act": jax.nn.relu}
+    loss = lambda p, x: p["act"](x @ p["w"])  # noqa: E731
+    xs = jnp.ones((3, 2))
+    with pytest.raises(TypeError, match=r"'act',?\) is a .*eqx.partition"):
+        tracin(loss)([params], [0.1], xs, xs)
+    with pytest.raises(TypeError, match=r"'act',?\) is a .*eqx.partition"):
+        forms(loss)(params, xs[0])
+    with pytest.raises(ValueError, match=r"of one checkpoint \[params\]"):
+        tracin(loss)({"w": jnp.ones(2), "b": jnp.ones(())}, [0.1], xs, xs)
+    with pytest.raises(TypeError, match=r"where is the string 'w'.*\[\('w',\)\]"):
+        tracin(loss, where="w")([{"w": jnp.ones(2)}], [0.1], xs, xs)

@@ -140,3 +140,27 @@ def test_bad_visits(name):
     ):
         with pytest.raises(ValueError, match=f"visits .*{hint}"):
             scores(name, visits=bad)
+
+
+def test_numbers_that_are_none():
+    loss = lambda p, x: jnp.sum(p["w"] * x)  # noqa: E731
+    args = [{"w": jnp.ones(2)}], [1.0], jnp.ones((3, 2)), jnp.ones((2, 2))
+    with pytest.raises(TypeError, match=r"visits is .*wanted real"):
+        tracin(loss)(*args, visits=1j * jnp.ones(3))
+    with pytest.raises(TypeError, match=r"learning_rates is .*wanted real"):
+        tracin(loss)(args[0], jnp.asarray([1j]), *args[2:])
+    state = optax.rmsprop(1.0).init({"w": jnp.ones(2)})
+    with pytest.raises(ValueError, match="wanted one: pass the state"):
+        adam_preconditioner(state)
+    with pytest.raises(ValueError, match=r"b2 is 1\.0"):
+        adam_preconditioner(state, b2=1.0)
+
+
+def test_parameters_that_are_not_used_score_zero_in_every_way():
+    loss = lambda p, x: jnp.sum(p["w"] * x)  # noqa: E731
+    point = [{"w": jnp.ones(2), "z": jnp.ones(2)}] * 2
+    train, test = jnp.ones((8, 2)), jnp.ones((3, 2))
+    run = tracin(loss, where=[("z",)])
+    for some in (train, iter([train[:5], train[5:]])):
+        got = run(point, [0.1, 0.2], some, test)
+        np.testing.assert_array_equal(got, np.zeros((3, 8)))

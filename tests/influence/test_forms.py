@@ -424,3 +424,14 @@ def test_inner_products_of_any_factors(sizes, look_ups, groups, seed):
             np.einsum("n...tk,n...tq->n...kq", spelled, a.right),
             np.einsum("pk,n...pq->n...kq", matrix, whole),
         )
+
+
+def test_ids_outside_a_table_have_no_gradient():
+    """As `jax.grad` has it, although the value is read from the last row."""
+    table = jnp.asarray(np.random.default_rng(0).normal(size=(5, 2)))
+    loss = lambda p, ids: jnp.sum(jnp.tanh(p["e"][ids]))  # noqa: E731
+    train, test = jnp.asarray([[0, 9], [4, 1]]), jnp.asarray([[9, 9], [4, 2]])
+    grads = jax.vmap(jax.grad(loss), (None, 0))
+    a, b = (grads({"e": table}, ids)["e"].reshape(2, -1) for ids in (test, train))
+    got = tracin(loss)([{"e": table}], [1.0], train, test)
+    np.testing.assert_allclose(got, a @ b.T, rtol=1e-5, atol=1e-6)

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from ...core import check_nonnegative, describe, is_concrete, leaf_paths
+from .._checkpoints import check_arrays
 from ._sets import (
     LabelledSet,
     Loss,
@@ -20,6 +21,16 @@ from ._sets import (
 )
 
 Logits = Callable[[Any, Any], jax.Array]
+
+
+def arrays(params: Any) -> Any:
+    """The parameters as arrays.
+
+    Raises:
+        TypeError: A leaf is neither an array nor a number.
+    """
+    check_arrays(params)
+    return jax.tree.map(jnp.asarray, params)
 
 
 def floating(params: Any) -> Any:

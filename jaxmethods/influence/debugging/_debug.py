@@ -9,6 +9,7 @@ import optax
 
 from ...core import check_choice, check_integer, check_key, vary_together
 from ._arguments import (
+    arrays,
     check_functions,
     check_optimizer,
     check_scale,
@@ -161,7 +162,7 @@ def debug(
             "method 'kl' without logits; wanted logits(params, inputs) -> "
             "(n, n_classes): pass logits=."
         )
-    params = jax.tree.map(jnp.asarray, params)
+    params = arrays(params)
     tuned = floating(params)
     bug, original = check_sets(debug_set, original_set, empty=method not in READERS)
     # Gradients of parameters that every device of a mesh shares would be summed.
