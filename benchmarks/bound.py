@@ -50,7 +50,7 @@ import numpy as np
 
 from jaxmethods import bound
 
-from .harness import compare
+from .harness import compare, matmul_row
 from .peers import auto_lirpa, immrax
 from .peers.by_hand import BY_HAND
 from .zoo import NETS, Net, images, settled
@@ -69,7 +69,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
     for library in (auto_lirpa, immrax):
         if library.missing:
             print(library.missing)
-    rows = [matmul_row()]
+    rows = [matmul_row(None if auto_lirpa.missing else auto_lirpa.matmul)]
     for name, draw in NETS.items():
         net = draw()
         for method in _METHODS:
@@ -88,16 +88,6 @@ def _is_bearable(name: str, method: str, batch: int) -> bool:
     if method in ("forward", "alpha_crown"):
         return batch == 1 and not sequential
     return batch == 1 or not sequential or (batch == 32 and method != "crown")
-
-
-def matmul_row() -> dict[str, Any]:
-    size = 1024
-    x = jax.random.normal(jax.random.key(0), (size, size))
-    contestants = {"ours": partial(jax.jit(jnp.matmul), x, x)}
-    if not auto_lirpa.missing:
-        contestants["peer"] = auto_lirpa.matmul(x)
-    row = compare("matmul 1024", cpu=True, **contestants)
-    return row | {"gflops": 2e-9 * size**3 / row["ours_s"]}
 
 
 def bound_rows(

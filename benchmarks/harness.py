@@ -6,6 +6,7 @@ ours to the peer, and whatever else was measured. `race` times contestants in tu
 within one process, so that a ratio does not depend on what else the machine does.
 """
 
+import functools
 import json
 import os
 import platform
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -104,6 +106,23 @@ def compare(
         row |= {"ratio": float(np.median(ratios))}
         row |= {"ratio_min": min(ratios), "ratio_max": max(ratios)}
     return row
+
+
+def matmul_row(
+    peer: Callable[[jax.Array], Callable[[], Any]] | None = None,
+) -> dict[str, Any]:
+    """A row for a matrix product of size 1024, with its speed in `gflops`.
+
+    Args:
+        peer: From a matrix to a function that multiplies it with itself.
+    """
+    size = 1024
+    x = jax.random.normal(jax.random.key(0), (size, size))
+    contestants = {"ours": functools.partial(jax.jit(jnp.matmul), x, x)}
+    if peer is not None:
+        contestants["peer"] = peer(x)
+    row = compare(f"matmul {size}", cpu=True, rounds=9, **contestants)
+    return row | {"gflops": 2e-9 * size**3 / row["ours_s"]}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

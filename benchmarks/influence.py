@@ -55,7 +55,7 @@ from jax import lax
 
 from jaxmethods.influence import aggregate, self_influence, tracin
 
-from .harness import Timing, race
+from .harness import Timing, matmul_row, race
 from .peers import captum
 from .zoo import NETS
 
@@ -333,23 +333,15 @@ def note(row: Mapping[str, Any]) -> None:
     print(f"{row['name']}: {memory}{scores}{times}", flush=True)
 
 
-def matmul_row() -> dict[str, Any]:
-    """The machine's matrix product, by whose speed the floors are counted."""
-    size = 1024
-    x = jax.random.normal(jax.random.key(0), (size, size))
-    taken = race({"ours": partial(jax.jit(jnp.matmul), x, x)}, rounds=9)["ours"]
-    row = {"name": f"matmul {size}", "ours_s": taken.cpu_s, "first_s": taken.first_s}
-    return row | {"flops": 2 * size**3 / taken.cpu_s}
-
-
 def run(quick: bool) -> list[dict]:
     """The rows of this area."""
     if captum.missing:
         print(captum.missing)
     rows = [matmul_row()]
-    print(f"matrix products at {1e-9 * rows[0]['flops']:.0f} GFLOP/s")
+    speed = rows[0]["gflops"]
+    print(f"matrix products at {speed:.0f} GFLOP/s")
     for name, subject in subjects().items():
         n = 1000 if quick else 10_000
         for task in TASKS:
-            rows += measure(task, name, subject, n, rows[0]["flops"])
+            rows += measure(task, name, subject, n, 1e9 * speed)
     return rows

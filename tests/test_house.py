@@ -31,11 +31,20 @@ def test_small_rooms(path):
 
 def public_names():
     for name in ("bound", "data", "influence", "quantize", "robust", "shard", "sketch"):
-        package = getattr(jaxmethods, name)
-        for member, value in sorted(vars(package).items()):
-            here = getattr(value, "__module__", "").startswith("jaxmethods")
-            if not member.startswith("_") and callable(value) and here:
-                yield f"{name}.{member}", value
+        yield from names_of(getattr(jaxmethods, name), name)
+
+
+def names_of(package, name):
+    for member, value in sorted(vars(package).items()):
+        if member.startswith("_"):
+            continue
+        here = getattr(value, "__module__", "").startswith("jaxmethods")
+        if callable(value) and here:
+            yield f"{name}.{member}", value
+        # A package inside, such as bound.x.y, but no module that is imported.
+        elif getattr(value, "__name__", "") == f"{package.__name__}.{member}":
+            if hasattr(value, "__path__"):
+                yield from names_of(value, f"{name}.{member}")
 
 
 PUBLIC = dict(public_names())

@@ -28,6 +28,8 @@ from jaxmethods import bound
 from jaxmethods.data import load_mnist
 from jaxmethods.robust import pgd
 
+from ..zoo import dense
+
 WIDTHS = (784, 256, 256, 10)
 BATCH_SIZE = 250
 
@@ -50,24 +52,6 @@ class Errors(NamedTuple):
     certified: float
 
 
-def apply(params: Any, x: Any) -> Any:
-    """Logits (10,) of one image (28, 28, 1)."""
-    x = x.reshape(-1)
-    for i, (weight, bias) in enumerate(params):
-        x = x @ weight + bias
-        x = jax.nn.relu(x) if i < len(params) - 1 else x
-    return x
-
-
-def init(key: Any) -> Any:
-    """Random weights."""
-    keys = jax.random.split(key, len(WIDTHS) - 1)
-    return [
-        (jax.random.normal(k, (m, n)) * np.sqrt(2 / m), jnp.zeros(n))
-        for k, m, n in zip(keys, WIDTHS[:-1], WIDTHS[1:], strict=True)
-    ]
-
-
 def train(images: Any, labels: Any, eps: float, recipe: Recipe) -> tuple[Any, Any]:
     """Trains a net; returns its weights and the mean loss of each epoch."""
     num_batches = len(images) // BATCH_SIZE
@@ -80,7 +64,7 @@ def train(images: Any, labels: Any, eps: float, recipe: Recipe) -> tuple[Any, An
     boundaries = {int(0.7 * steps): 0.2, int(0.9 * steps): 0.2}
     rate = optax.piecewise_constant_schedule(recipe.learning_rate, boundaries)
     optimizer = optax.chain(optax.clip_by_global_norm(8.0), optax.adam(rate))
-    loss = bound.robust_loss(apply, bounds=(0.0, 1.0))
+    loss = bound.robust_loss(dense.logits, bounds=(0.0, 1.0))
     batched = jax.vmap(loss, (None, 0, 0, None, None))
 
     def step(carry, batch):
@@ -99,7 +83,7 @@ def train(images: Any, labels: Any, eps: float, recipe: Recipe) -> tuple[Any, An
             lambda c, index: step(c, (images[index], labels[index])), carry, order
         )
 
-    params = init(jax.random.key(0))
+    params = dense.init(jax.random.key(0), WIDTHS)
     carry, losses = (params, optimizer.init(params), 0), []
     for n in range(recipe.epochs):
         carry, values = epoch(carry, jax.random.fold_in(jax.random.key(1), n))
@@ -114,11 +98,11 @@ def evaluate(params: Any, images: Any, labels: Any, eps: float) -> Errors:
     """Clean, attacked and certified error on a test set."""
 
     def correct(x, y):
-        return jnp.argmax(apply(params, x)) == y
+        return jnp.argmax(dense.logits(params, x)) == y
 
     def attacked(xs, ys):
         def loss(x):
-            logits = jax.vmap(functools.partial(apply, params))(x)
+            logits = jax.vmap(functools.partial(dense.logits, params))(x)
             return optax.losses.softmax_cross_entropy_with_integer_labels(logits, ys)
 
         found = pgd(loss, xs, eps=eps, step_size=eps / 10, num_steps=40)
@@ -126,7 +110,7 @@ def evaluate(params: Any, images: Any, labels: Any, eps: float) -> Errors:
 
     def certified(method, x, y):
         region = bound.Intersection(bound.Ball(x, eps), bound.Box(0.0, 1.0))
-        rows = bound.margins(functools.partial(apply, params), y)
+        rows = bound.margins(functools.partial(dense.logits, params), y)
         return jnp.all(method(rows)(region).lower > 0)
 
     by_ibp = functools.partial(certified, bound.ibp)

@@ -52,6 +52,8 @@ import numpy as np
 from jaxmethods.data import Split, load_mnist
 from jaxmethods.influence import opponents, proponents, self_influence
 
+from ..zoo import dense
+
 WIDTHS = (784, 256, 128, 10)
 NUM_TRAIN, FLIPPED, BATCH_SIZE, RATE = 10_000, 0.1, 64, 0.1
 EPOCHS, EVERY = 20, 4
@@ -83,31 +85,13 @@ class Ranking(NamedTuple):
     area: float
 
 
-def logits(params: Any, x: Any) -> Any:
-    """Logits (10,) of one image."""
-    x = x.reshape(-1)
-    for i, (weight, bias) in enumerate(params):
-        x = x @ weight + bias
-        x = jax.nn.relu(x) if i < len(params) - 1 else x
-    return x
-
-
 def loss(params: Any, example: Any) -> Any:
     """Cross-entropy of one (image, label)."""
-    found = logits(params, example[0])
+    found = dense.logits(params, example[0])
     return jax.nn.logsumexp(found) - found[example[1]]
 
 
 losses = jax.jit(jax.vmap(loss, (None, 0)))
-
-
-def init(key: Any) -> Any:
-    """Random weights."""
-    keys = jax.random.split(key, len(WIDTHS) - 1)
-    return tuple(
-        (jax.random.normal(k, (m, n)) * np.sqrt(2 / m), jnp.zeros(n))
-        for k, m, n in zip(keys, WIDTHS[:-1], WIDTHS[1:], strict=True)
-    )
 
 
 @jax.jit
@@ -130,7 +114,7 @@ def train(key: Any, images: Any, labels: Any) -> Any:
         return params, params
 
     keys = jax.random.split(second, EPOCHS).reshape(-1, EVERY)
-    return jax.lax.scan(interval, init(first), keys)[1]
+    return jax.lax.scan(interval, dense.init(first, WIDTHS), keys)[1]
 
 
 def flip(rng: np.random.Generator, labels: np.ndarray, others: np.ndarray) -> Flipped:
@@ -142,7 +126,7 @@ def flip(rng: np.random.Generator, labels: np.ndarray, others: np.ndarray) -> Fl
 
 def second_choice(params: Any, images: Any, labels: np.ndarray) -> np.ndarray:
     """For each image the class a net likes best of those that are not its label."""
-    found = np.array(jax.vmap(logits, (None, 0))(params, images))
+    found = np.array(jax.vmap(dense.logits, (None, 0))(params, images))
     found[np.arange(len(labels)), labels] = -np.inf
     return found.argmax(1)
 
@@ -234,7 +218,7 @@ def plot(path: Path, studies: dict[str, dict[str, dict[str, list[Ranking]]]]) ->
 
 def choose(params: Any, images: np.ndarray, labels: np.ndarray) -> list[int]:
     """Test images: three that the net gets right, three that it gets wrong."""
-    predicted = np.argmax(jax.vmap(logits, (None, 0))(params, images), axis=1)
+    predicted = np.argmax(jax.vmap(dense.logits, (None, 0))(params, images), axis=1)
     wrong = np.flatnonzero(predicted != labels)[:3]
     return [*np.flatnonzero(predicted == labels)[:3], *wrong]
 
@@ -248,7 +232,7 @@ def pictures(path: Path, split: Split, flips: Flipped, checkpoints: Any) -> None
     asked = split.test.images[chosen], split.test.labels[chosen]
     args = checkpoints, jnp.full(EPOCHS // EVERY, RATE), (images, flips.labels), asked
     sides = [jax.jit(top(loss, TOP))(*args) for top in (proponents, opponents)]
-    predicted = np.argmax(jax.vmap(logits, (None, 0))(final, asked[0]), axis=1)
+    predicted = np.argmax(jax.vmap(dense.logits, (None, 0))(final, asked[0]), axis=1)
     figure, axes = plt.subplots(
         len(chosen), 2 * TOP + 1, figsize=(2 * TOP + 2, 1.25 * len(chosen) + 0.4),
         layout="constrained",

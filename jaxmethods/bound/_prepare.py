@@ -48,7 +48,7 @@ def prepare(graph: Graph) -> Graph:
 def _with_derivative(node: Node) -> Node:
     """A function of one variable gets what its bounds are made from."""
     if node.name != "univariate":
-        if has_lines(node.name) or not is_step(node) or is_affine(node):
+        if has_lines(node) or not is_step(node) or is_affine(node):
             return node
         kinds = [v.dtype for v in (*node.variables, *node.outputs)]
         if len(kinds) != 2 or not all(jnp.issubdtype(k, jnp.floating) for k in kinds):

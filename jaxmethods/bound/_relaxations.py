@@ -42,9 +42,7 @@ def relax(node: Node, operands: list[Any], bounds: list[Bounds]) -> Relaxation:
         return relax_annotated(node, operands, bounds[0])
     if node.name == "univariate":
         return univariate.relax(node, operands[0], bounds[0])
-    if node.name == "real_pow":
-        return _apart(node, _real_power(node, operands[0]), bounds[0])
-    shape = _SHAPES.get(node.name)
+    shape = _shape(node)
     if shape is None:
         return constant(bounds[0])
     found = _apart(node, shape(_function(node, operands), operands[0]), bounds[0])
@@ -64,10 +62,10 @@ def _apart(node: Node, family: Family, bounds: Bounds) -> Family:
     )
 
 
-def has_lines(name: str) -> bool:
+def has_lines(node: Node) -> bool:
     """Whether the lines or planes of an operation are more than its interval."""
-    known = name in _RULES or name in _SHAPES or name == "real_pow"
-    return known or registered_interval(name) is not None
+    known = node.name in _RULES or _shape(node) is not None
+    return known or registered_interval(node.name) is not None
 
 
 def _function(node: Node, operands: list[Any]) -> Callable[[Any], Any]:
@@ -123,9 +121,11 @@ def _integer_power(node: Node, x: Bounds) -> Family:
     return lines.convex(f, x) if power % 2 == 0 else _by_sign(f, x)
 
 
-def _real_power(node: Node, x: Bounds) -> Family:
-    shape = lines.concave if 0 < node.params["y"] < 1 else lines.convex
-    return shape(_function(node, [x]), x)
+def _shape(node: Node) -> Shape | None:
+    """How the graph of a function of one variable bends, where it is known."""
+    if node.name == "real_pow":
+        return lines.concave if 0 < node.params["y"] < 1 else lines.convex
+    return _SHAPES.get(node.name)
 
 
 _SHAPES: dict[str, Shape] = {

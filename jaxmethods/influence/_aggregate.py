@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jax.extend.core import jaxprs_in_params
 
 from ..core import describe, vary_together
-from ._checkpoints import as_real
 from ._chunks import count_examples, sum_chunks
 from ._contract import inner
 from ._gradients import Recipe
 from ._methods import Method
+from ._numbers import as_real
 from ._run import Run
 from ._task import Loss, Point, Reading, Where
 from ._totals import totals

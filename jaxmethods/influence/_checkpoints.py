@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core import describe, is_concrete, leaf_paths
+from ..core import describe, leaf_paths
+from ._numbers import as_amounts
 
 
 class Series(NamedTuple):
@@ -91,30 +92,15 @@ def check_arrays(params: Any) -> None:
             )
 
 
-def as_real(numbers: Any, name: str) -> jax.Array:
-    """The numbers as an array, or TypeError where they are complex."""
-    numbers = jnp.asarray(numbers)
-    if jnp.issubdtype(numbers.dtype, jnp.complexfloating):
-        raise TypeError(f"{name} is {describe(numbers)}; wanted real numbers.")
-    return numbers
-
-
 def check_rates(learning_rates: Any, count: int) -> jax.Array:
     """Returns the learning rates as an array, or raises unless they are (count,)."""
-    rates = as_real(learning_rates, "learning_rates")
+    rates = as_amounts(learning_rates, "learning_rates")
     if rates.shape != (count,):
         raise ValueError(
             f"learning_rates is {describe(rates)} for {count} checkpoints; wanted "
             "one learning rate a checkpoint (a list holds checkpoints, any other "
             "tree is stacked on axis 0)."
         )
-    if is_concrete(rates):
-        values = np.asarray(rates, np.float64)
-        if not (np.isfinite(values) & (values >= 0)).all():
-            raise ValueError(
-                f"learning_rates is {values.tolist()}; wanted learning rates that are "
-                "finite and 0 or more."
-            )
     return rates
 
 

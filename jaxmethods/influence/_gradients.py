@@ -73,13 +73,7 @@ def read_loss(
         ValueError: The loss is no floating scalar.
     """
     jaxpr, out = jax.make_jaxpr(loss, return_shape=True)(params, example)
-    scalar = jax.tree.structure(out).num_leaves == 1 and hasattr(out, "shape")
-    if not scalar or out.shape or not jnp.issubdtype(out.dtype, jnp.floating):
-        raise ValueError(
-            f"the loss of one example is {jax.tree.map(describe, out)}; wanted one "
-            "floating scalar: loss(params, example) sees an example without the "
-            "leading axis and returns its own loss."
-        )
+    check_scalar(out, "loss(params, example)")
     uses, count = find_uses(jaxpr.jaxpr, chosen), len(jax.tree.leaves(params))
     factored = {}
     for leaf, products in uses.products.items():
@@ -90,6 +84,22 @@ def read_loss(
     whole = dict.fromkeys(uses.products, tangled) | uses.others
     whole = {leaf: why for leaf, why in whole.items() if leaf not in factored}
     return Recipe(jaxpr, factored, whole)
+
+
+def check_scalar(out: Any, call: str) -> None:
+    """Raises ValueError unless a loss returns one floating scalar.
+
+    Args:
+        out: The shape and dtype of what it returns.
+        call: How it is called.
+    """
+    scalar = jax.tree.structure(out).num_leaves == 1 and hasattr(out, "shape")
+    if not scalar or out.shape or not jnp.issubdtype(out.dtype, jnp.floating):
+        raise ValueError(
+            f"the loss of one example is {jax.tree.map(describe, out)}; wanted one "
+            f"floating scalar: {call} sees an example without the leading axis and "
+            "returns its own loss."
+        )
 
 
 def alike(a: Recipe, b: Recipe) -> tuple[Recipe, Recipe]:

@@ -4,17 +4,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from ..core import describe, is_concrete
+from ..core import describe
 from ._checkpoints import (
     Series,
-    as_real,
     is_manager,
     one_by_one,
     stack_checkpoints,
 )
 from ._chunks import length_of
+from ._numbers import as_amounts
 from ._preconditioner import (
     series_stretched,
     stack_stretched,
@@ -124,7 +123,7 @@ def check_visits(visits: Any, count: int, n: int | None) -> jax.Array:
         count: The number of checkpoints.
         n: The number of examples, None where it is not known yet.
     """
-    visits = as_real(visits, "visits")
+    visits = as_amounts(visits, "visits")
     rows = visits.shape[:-1] in ((), (count,)) and visits.ndim > 0
     if not rows or n not in (None, visits.shape[-1]):
         known = "n" if n is None else n
@@ -132,11 +131,4 @@ def check_visits(visits: Any, count: int, n: int | None) -> jax.Array:
             f"visits is {describe(visits)}; wanted ({known},), one number a training "
             f"example, or ({count}, {known}), a row a checkpoint."
         )
-    if is_concrete(visits):
-        values = np.asarray(visits, np.float64)
-        if not (np.isfinite(values) & (values >= 0)).all():
-            raise ValueError(
-                f"visits has entries from {values.min()} to {values.max()}; wanted "
-                "finite ones of 0 or more: visits of an example over the batch size."
-            )
     return visits

@@ -14,6 +14,7 @@ from ._chunks import map_chunks
 from ._contract import inner
 from ._finite import check_finite
 from ._gradients import Recipe
+from ._numbers import as_amounts
 from ._task import Loss, begin
 
 
@@ -223,17 +224,10 @@ def _check_steps(finite: jax.Array, order: jax.Array) -> None:
 
 
 def _check_rates(learning_rate: Any, steps: int) -> jax.Array:
-    rates = jnp.asarray(learning_rate)
+    rates = as_amounts(learning_rate, "learning_rate")
     if rates.shape not in ((), (steps,)):
         raise ValueError(
             f"learning_rate is {describe(rates)} for {steps} steps; wanted a scalar, "
             "or one rate a step."
         )
-    if is_concrete(rates):
-        values = np.asarray(rates, np.float64)
-        if not (np.isfinite(values) & (values >= 0)).all():
-            raise ValueError(
-                f"learning_rate is {values.tolist()}; wanted rates that are finite and "
-                "0 or more."
-            )
     return jnp.broadcast_to(rates, (steps,))

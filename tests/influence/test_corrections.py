@@ -135,8 +135,8 @@ def test_bad_visits(name):
         (jnp.ones(4), r"float32\[4\]; wanted \(5,\), one number a training example"),
         (jnp.ones((3, 5)), r"float32\[3,5\]; wanted .*\(2, 5\), a row a checkpoint"),
         (jnp.float32(1), r"float32\[\]; wanted"),
-        (-jnp.ones(5), r"from -1\.0 to -1\.0; wanted finite ones of 0 or more"),
-        (jnp.full(5, jnp.inf), "wanted finite ones"),
+        (-jnp.ones(5), r"with -1\.0 in it; wanted finite numbers of 0 or more"),
+        (jnp.full(5, jnp.inf), "with inf in it; wanted finite"),
     ):
         with pytest.raises(ValueError, match=f"visits .*{hint}"):
             scores(name, visits=bad)

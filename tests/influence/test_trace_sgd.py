@@ -245,8 +245,11 @@ BAD = {
         {"learning_rate": [0.1, 0.1]},
         r"learning_rate is float32\[2\] for 6 steps; wanted a scalar, or one rate",
     ),
-    "a negative rate": ({"learning_rate": -0.1}, r"-0\.1.*finite and 0 or more"),
-    "a rate that is not finite": ({"learning_rate": np.inf}, "inf; wanted .*finite"),
+    "a negative rate": ({"learning_rate": -0.1}, r"with -0\.1.* in it; wanted finite"),
+    "a rate that is not finite": (
+        {"learning_rate": np.inf},
+        "inf in it; wanted finite",
+    ),
     "no training example": ({"train": jnp.ones((0, 6))}, "train has no examples"),
 }
 

@@ -269,7 +269,7 @@ def test_memory_does_not_hold_a_gradient_per_example(name):
 
 BAD_RATES = {
     "too few": ([0.1], "1 .* for 2 checkpoints|\\[1\\] for 2 checkpoints"),
-    "negative": ([0.1, -1.0], "-1.0.*wanted learning rates"),
+    "negative": ([0.1, -1.0], "with -1.0 in it; wanted finite"),
     "not finite": ([np.inf, 1.0], "inf.*finite"),
 }
 

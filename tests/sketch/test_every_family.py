@@ -325,4 +325,10 @@ def test_rows_sharded_on_explicit_axes_are_refused_by_name(family):
 
 def test_the_export_list():
     names = {name for name in dir(sketch) if not name.startswith("_")}
-    assert names == {"LinearOperator", "SparseColumns", "countsketch", "sparse_stack"}
+    assert names == {
+        "LinearOperator",
+        "SparseColumns",
+        "countsketch",
+        "sparse_stack",
+        "spectral",
+    }

@@ -10,6 +10,7 @@ import optax
 
 from ...core import check_nonnegative, describe, is_concrete, leaf_paths
 from .._checkpoints import check_arrays
+from .._gradients import check_scalar
 from ._sets import (
     LabelledSet,
     Loss,
@@ -116,13 +117,7 @@ def check_functions(
 ) -> None:
     """Raises ValueError where a function returns, or a label is, what it must not."""
     out = jax.eval_shape(lambda: loss(params, jax.tree.map(lambda x: x[0], bug)))
-    scalar = jax.tree.structure(out).num_leaves == 1 and hasattr(out, "shape")
-    if not scalar or out.shape or not jnp.issubdtype(out.dtype, jnp.floating):
-        raise ValueError(
-            f"the loss of one example is {jax.tree.map(describe, out)}; wanted one "
-            "floating scalar: loss(params, (input, label)) sees an example without "
-            "the leading axis."
-        )
+    check_scalar(out, "loss(params, (input, label))")
     number = number_of_labels(predict, params, bug)
     if logits is not None:
         out = jax.eval_shape(lambda: logits(params, bug[0]))
