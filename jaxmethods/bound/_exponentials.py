@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from ..core import Node
-from ._materialized import materialized
+from ..core import Node, materialized
 from ._rounding import unit
 from ._sets import Bounds
 

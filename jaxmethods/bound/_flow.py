@@ -8,10 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core import Graph, Node, Variable, is_affine, linear_rule, offset
+from ..core import Graph, Node, Variable, is_affine, linear_rule, materialized, offset
 from ._interval import absolute, interval
 from ._loops import interval_of_scan
-from ._materialized import materialized
 from ._planes import Family, Lines, Planes, Prepared, signed
 from ._relaxations import relax
 from ._rounding import SUMS, coarser, largest, num_terms, of_bound, underflow, unit

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ._materialized import materialized
+from ..core import materialized
 from ._planes import Family, Lines, between
 from ._sets import Bounds
 

@@ -23,8 +23,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from ..core import Node, is_concrete, source_line
-from ._materialized import materialized
+from ..core import Node, is_concrete, materialized, source_line
 from ._planes import Planes
 from ._rounding import largest, unit
 from ._sets import Bounds, safe_sqrt

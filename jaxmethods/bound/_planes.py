@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ._materialized import materialized
+from ..core import materialized
 from ._rounding import largest, of_bound, unit
 from ._sets import Bounds
 

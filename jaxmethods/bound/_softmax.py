@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core import Node
+from ..core import Node, materialized
 from . import _lines as lines
 from ._exponentials import (
     Box,
@@ -38,7 +38,6 @@ from ._exponentials import (
     total,
     where,
 )
-from ._materialized import materialized
 from ._planes import Planes, constant
 from ._sets import Bounds
 

@@ -8,11 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core import Node, Variable, linear_part, vary_as, zeros_of
+from ..core import Node, Variable, linear_part, materialized, vary_as, zeros_of
 from ..kernels import signed_slopes
 from . import _patches as patches
 from ._convolution import is_plain_convolution, transposed_convolution
-from ._materialized import materialized
 from ._patches import Patches
 from ._planes import Planes, SignedLines
 from ._rows import (

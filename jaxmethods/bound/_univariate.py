@@ -19,8 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core import Node
-from ._materialized import materialized
+from ..core import Node, materialized
 from ._planes import Family, Lines, between
 from ._products import without_nan
 from ._rounding import largest, unit

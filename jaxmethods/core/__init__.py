@@ -36,6 +36,7 @@ from ._graph import Variable as Variable
 from ._graph import live_nodes as live_nodes
 from ._interpret import Site as Site
 from ._interpret import interpret as interpret
+from ._materialized import materialized as materialized
 from ._normalizations import match_normalizations as match_normalizations
 from ._paths import choose_paths as choose_paths
 from ._paths import leaf_paths as leaf_paths

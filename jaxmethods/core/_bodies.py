@@ -1,4 +1,4 @@
-"""Binds a nested body again, rewritten, as what it was: jit, remat, scan, while, cond.
+"""Binds a nested body again, rewritten, as what it was: a call, a loop, a branch.
 
 Each takes `(equation, values, labels, scope, run)`, where `run(body, args, labels,
 scope)` evaluates a body under the rules, and returns the outputs of the equation.
@@ -9,12 +9,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import JaxprEqn
 
 from ._labels import Label, loop_input_labels
-from ._versions import ANNOTATED, JIT, REMAT, as_body, call_body, scan_arity
+from ._versions import ANNOTATED, JIT, REMAT, as_body, bind, call_body, scan_arity
 
 Run = Callable[..., list[Any]]
+
+_TANGENT = object()  # the label of the tangents in a derivative of the user's own
 
 
 def _jit(
@@ -107,7 +110,13 @@ def _cond(
         return lambda *args: run(as_body(jaxpr), args, labels[1:], inside)
 
     branches = [branch(i, b) for i, b in enumerate(equation.params["branches"])]
-    return list(jax.lax.switch(values[0], branches, *values[1:]))
+    platforms = equation.params.get("branches_platforms")
+    if platforms is None:
+        return list(jax.lax.switch(values[0], branches, *values[1:]))
+    # Each platform lowers its own branch alone: others may hold what it does not know.
+    named = zip(platforms, branches, strict=True)
+    chosen = {name: b for names, b in named for name in names or ("default",)}
+    return list(jax.lax.platform_dependent(*values[1:], **chosen))
 
 
 def _dissolve(
@@ -117,10 +126,57 @@ def _dissolve(
     return run(call_body(equation), values, labels, scope)
 
 
+def _custom_jvp(
+    equation: JaxprEqn, values: list[Any], labels: Sequence[Label], scope: Any, run: Run
+) -> list[Any]:
+    """The value rewritten, the derivative the user's own rule.
+
+    The rule stays linear in the tangents: rewritten is what it computes without them,
+    among it the value of the function, which it may use.
+    """
+    inside = scope.own_derivative(lambda rule: rule)
+    beside_tangents = scope.own_derivative(_sparing_tangents)
+
+    @jax.custom_jvp
+    def call(*args: Any) -> list[Any]:
+        return run(call_body(equation), args, labels, inside)
+
+    def derivative(primals: Any, tangents: Any) -> tuple[list[Any], list[Any]]:
+        moved = [not isinstance(t, SymbolicZero) for t in tangents]
+        along = [t for t, m in zip(tangents, moved, strict=True) if m]
+
+        def users(primals: Any, along: Any) -> Any:
+            def of_moved(*some: Any) -> list[Any]:
+                given = iter(some)
+                pairs = zip(primals, moved, strict=True)
+                return bind(equation, *(next(given) if m else p for p, m in pairs))
+
+            at = [p for p, m in zip(primals, moved, strict=True) if m]
+            return jax.jvp(of_moved, at, along)
+
+        rule = jax.make_jaxpr(users)([*primals], along)
+        marks = [*labels, *[frozenset({_TANGENT})] * len(along)]
+        outs = run(as_body(rule), [*primals, *along], marks, beside_tangents)
+        return outs[: len(outs) // 2], outs[len(outs) // 2 :]
+
+    call.defjvp(derivative, symbolic_zeros=True)
+    return call(*values)
+
+
+def _sparing_tangents(rule: Callable[..., Any]) -> Callable[..., Any]:
+    def sparing(site: Any, *operands: Any) -> Any:
+        if any(_TANGENT in label for label in site.labels):
+            return NotImplemented
+        return rule(site, *operands)
+
+    return sparing
+
+
 REBUILD: dict[str, Callable[..., list[Any]]] = {
     **dict.fromkeys(JIT, _jit),
     **dict.fromkeys(REMAT, _remat),
     ANNOTATED: _dissolve,
+    "custom_jvp_call": _custom_jvp,
     "scan": _scan,
     "while": _while,
     "cond": _cond,

@@ -46,6 +46,7 @@ class _Scope:
     rules: Mapping[str, Rule]
     inline: Collection[str]
     report: Callable[[str], None] | None
+    through: Mapping[str, Rule] | None
     position: tuple[int, ...] = ()
     iterations: tuple[Any, ...] = ()
 
@@ -54,6 +55,11 @@ class _Scope:
 
     def iteration(self, counter: Any) -> "_Scope":
         return replace(self, iterations=(*self.iterations, counter))
+
+    def own_derivative(self, change: Callable[[Rule], Rule]) -> "_Scope":
+        """The scope of a `custom_jvp`: its derivative outlives the loops around it."""
+        rules = {name: change(rule) for name, rule in (self.through or {}).items()}
+        return replace(self, rules=rules, through=rules, iterations=())
 
 
 def interpret(
@@ -64,6 +70,7 @@ def interpret(
     labels: Sequence[Collection[Any]] | None = None,
     inline: Collection[str] = (),
     report: Callable[[str], None] | None = None,
+    through: Mapping[str, Rule] | None = None,
 ) -> list[Any]:
     """Evaluates a jaxpr with some of its equations replaced.
 
@@ -77,6 +84,9 @@ def interpret(
         inline: Names of call primitives to dissolve (`"jit"`, `"remat2"`).
         report: Called with a sentence for each equation that a rule would take but
             that sits where it cannot be replaced (a custom derivative, a kernel).
+        through: The rules inside a `custom_jvp`, whose derivative stays the user's; for
+            the primitives of `rules`, without traced values of their own: they run
+            again where the result is differentiated. None: such bodies stay whole.
 
     Returns:
         The outputs of the jaxpr, flat.
@@ -89,7 +99,7 @@ def interpret(
         1.0
     """
     marks = [NO_LABEL] * len(args) if labels is None else [*map(frozenset, labels)]
-    scope = _Scope(rules, inline, report)
+    scope = _Scope(rules, inline, report, through)
     return _run(as_body(closed_jaxpr), args, marks, scope)
 
 
@@ -131,7 +141,7 @@ def _step(
     found = _taken(equation, scope.rules)
     if not found:
         return bind(equation, *values)
-    if name in REBUILD:
+    if name in REBUILD and (name not in CUSTOM_CALL or scope.through is not None):
         return REBUILD[name](equation, values, marks, scope, _run)
     if scope.report is not None:
         kind = "custom derivative" if name in CUSTOM_CALL else f"primitive {name!r}"

@@ -38,9 +38,13 @@ def aggregate(
 
     Returns:
         `scores(checkpoints, learning_rates, train, test, weights=None, *, visits=None,
-        precondition=None) -> (n_train,)`, the rows of `tracin` summed with `weights`
-        (n_test,), by default ones. The other arguments are those of `tracin`. Under
-        `shard_map` the sum is over the device's own test examples.
+        precondition=None) -> (n_train,)`, the rows of `tracin` summed with weights. A
+        call traces anew: `jax.jit(scores)` to call it repeatedly. Under `shard_map` the
+        sum is over the device's own test examples.
+
+    Arguments of the call:
+        weights: (n_test,) of any sign; None: ones.
+        checkpoints, learning_rates, train, test, visits, precondition: As for `tracin`.
 
     Raises:
         ValueError, TypeError: As `tracin`; ValueError where `weights` is not (n_test,).

@@ -153,8 +153,6 @@ def _count(stacked: Any) -> int:
 
 
 def _restored(manager: Any) -> Series:
-    import orbax.checkpoint as ocp  # A manager was given: orbax is there.
-
     steps = sorted(manager.all_steps())
     first: list[Any] = []  # The shapes at the first step.
     held: dict[int, Any] = {}
@@ -162,7 +160,7 @@ def _restored(manager: Any) -> Series:
     def at(k: int) -> Any:
         if k not in held:
             held.clear()  # Before the next is read: one is in memory at a time.
-            params = manager.restore(steps[k], args=ocp.args.StandardRestore())
+            params = _restore(manager, steps[k])
             first[:] = first or [jax.eval_shape(lambda tree: tree, params)]
             names = (f"the checkpoint of step {step}" for step in (steps[k], steps[0]))
             check_alike(params, first[0], *names)
@@ -170,3 +168,17 @@ def _restored(manager: Any) -> Series:
         return held[k]
 
     return Series(_some(len(steps)), at)
+
+
+def _restore(manager: Any, step: int) -> Any:
+    import orbax.checkpoint as ocp  # A manager was given: orbax is there.
+
+    try:
+        return manager.restore(step, args=ocp.args.StandardRestore())
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"the checkpoint of step {step} cannot be restored as one tree "
+            f"({type(error).__name__} of orbax, above); wanted what manager.save(step, "
+            "args=ocp.args.StandardSave(params)) writes: restore any other yourself "
+            "and pass a list of trees."
+        ) from error

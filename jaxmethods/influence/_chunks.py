@@ -15,8 +15,14 @@ from ..core import leaf_paths, vary_together
 # how many times as many on an accelerator. On an H100 chunks of the first size made a
 # CNN no faster than `vmap(grad)` by hand; larger ones are not measured.
 BUDGET, ON_ACCELERATORS = 2**24, 8
+# What is kept of examples to be multiplied with others all at once may fill one part in
+# so many of that: products of few rows first lay out the other side each time, while
+# those of many miss the cache.
+PARTS = 8
 # A count of examples that no other axis is likely to have or to be a multiple of.
 PRIME = 10007
+# What to do with a list of batches, which is a tree of arrays as any other.
+ITERATE = "batches go in as an iterator: iter(batches)"
 
 
 def count_examples(examples: Any, name: str, *, empty: bool = False) -> int:
@@ -29,11 +35,10 @@ def count_examples(examples: Any, name: str, *, empty: bool = False) -> int:
     lengths = {shape[:1] for shape in shapes}
     if len(lengths) != 1 or () in lengths:
         found = dict(list(zip(leaf_paths(examples), shapes, strict=True))[:6])
-        hint = " (batches go in as an iterator: iter(batches))"
+        hint = f" ({ITERATE})" if name in ("train", "examples") else ""
         raise ValueError(
             f"{name} has leaves of shapes {found}; wanted one leading axis of "
-            "examples, equally long in each leaf"
-            f"{'' if name == 'test' else hint}."
+            f"examples, equally long in each leaf{hint}."
         )
     length = lengths.pop()[0]
     if length == 0 and not empty:
@@ -44,7 +49,11 @@ def count_examples(examples: Any, name: str, *, empty: bool = False) -> int:
 
 
 def map_chunks(
-    fn: Callable[[Any], Any], examples: Any, numbers: int | None = None
+    fn: Callable[[Any], Any],
+    examples: Any,
+    numbers: int | None = None,
+    *,
+    then: Callable[[Any], Any] = lambda rows: rows,
 ) -> Any:
     """Applies `fn` to a bounded number of examples at a time and joins the results.
 
@@ -53,21 +62,44 @@ def map_chunks(
             each of its rows depends on one example.
         examples: A pytree with a leading axis of examples.
         numbers: How many numbers an example takes; None: all that `fn` computes.
+        then: Applied to the results of all examples at once, in any order of the rows;
+            it maps rows as `fn` does.
 
     Returns:
-        What `fn(examples)` would return.
+        What `then(fn(examples))` would return.
     """
     n = length_of(examples)
     count = _count(n, numbers or numbers_per_example(fn, examples))
     if count == 1:
-        return fn(examples)
+        return then(fn(examples))
+
+    def in_a_row(x: jax.Array) -> jax.Array:
+        return x.reshape(count * x.shape[1], *x.shape[2:])
 
     def join(x: jax.Array) -> jax.Array:
-        width, *shape = x.shape[1:]
-        return x.swapaxes(0, 1).reshape(width * count, *shape)[:n]
+        x = x.reshape(count, -1, *x.shape[1:]).swapaxes(0, 1)
+        return x.reshape(-1, *x.shape[2:])[:n]
 
     chunks = lax.map(lambda i: fn(_chunk(examples, i, count)), jnp.arange(count))
-    return jax.tree.map(join, chunks)
+    return jax.tree.map(join, then(jax.tree.map(in_a_row, chunks)))
+
+
+def map_stages(
+    first: Callable[[Any], Any], second: Callable[[Any], Any], examples: Any
+) -> Any:
+    """Applies `second` to what `first` makes, of more examples at a time.
+
+    Args:
+        first: Maps examples to a pytree, both with a leading axis of examples; it
+            computes much more than it returns.
+        second: Maps what `first` returns likewise.
+        examples: A pytree with a leading axis of examples.
+
+    Returns:
+        What `second(first(examples))` would return.
+    """
+    kept = PARTS * numbers_held(first, examples)
+    return map_chunks(lambda some: map_chunks(first, some, then=second), examples, kept)
 
 
 def fold_chunks(

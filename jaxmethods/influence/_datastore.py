@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core import check_integer, check_key
+from ..core import check_integer
 from ._checkpoints import check_rates
 from ._finite import check_finite
 from ._methods import Method
+from ._projecting import keyed
 from ._projection import embedders
 from ._run import Run, follow
 from ._shards import Shards, begin_shards, check_same, load_shards
@@ -29,9 +30,9 @@ class Datastore(NamedTuple):
     Attributes:
         build: `build(folder, checkpoints, learning_rates, train, *, visits=None,
             precondition=None) -> Store` writes the embeddings of the training examples
-            to a folder; with `project` a typed key comes first. Arguments as `tracin`
-            takes them. Called again with the same arguments it goes on where it was
-            broken off, and writes nothing where all is there.
+            to a folder; with `project` it is `build(key, folder, ...)`. All but the
+            folder are as for `tracin`. Called again with the same arguments it goes on
+            where it was broken off, and writes nothing where all is there.
         open: `open(folder, checkpoints, *, precondition=None) -> Store` opens what was
             built; each checkpoint is read once, to see that it is the same.
     """
@@ -65,7 +66,8 @@ def datastore(
         progress: Whether to show how far building is, as for `tracin`.
 
     Returns:
-        `Datastore(build, open)`, which work outside of jit; both return a `Store`.
+        `Datastore(build, open)`, functions to be called outside of jit; both return a
+        `Store`.
 
     Raises:
         ValueError: As `tracin`; the folder holds what was built with another key, other
@@ -107,8 +109,6 @@ def datastore(
         visits: jax.Array | None = None,
         precondition: Any = None,
     ) -> Store:
-        if project is not None:
-            check_key(key)
         run = run_of(
             *(checkpoints, learning_rates, train),
             key=key,
@@ -139,7 +139,7 @@ def datastore(
         check_same(about, model, shards.folder)
         return Store(shards, course, project)
 
-    return Datastore(partial(build, None) if project is None else build, reopen)
+    return Datastore(keyed(build, project), reopen)
 
 
 def _embeddings(project: int | None, reading: Reading) -> Method:
@@ -170,7 +170,8 @@ def _write(run: Run, project: int | None, folder: Path) -> Shards:
         elif shards.complete:
             break
         else:
-            shards.append(_rows(step, shards.about["learning_rates"]), source)
+            rows = _rows(step, shards.about["learning_rates"], run.checkpoints)
+            shards.append(rows, source)
     assert shards is not None
     if shards.complete and count != len(shards.shards):
         raise ValueError(
@@ -183,7 +184,7 @@ def _write(run: Run, project: int | None, folder: Path) -> Shards:
     return shards
 
 
-def _rows(step: Step, rates: list[float]) -> np.ndarray:
+def _rows(step: Step, rates: list[float], checkpoints: Any) -> np.ndarray:
     """The embeddings of a block at all checkpoints, (n, K width)."""
     parts = []
     for k, found in enumerate(step.rows):
@@ -198,7 +199,7 @@ def _rows(step: Step, rates: list[float]) -> np.ndarray:
     embeddings = np.concatenate(parts, axis=1).astype(step.reading.dtype)
     spoiled = ~np.isfinite(embeddings).all(axis=1)
     index = step.block[0].start + np.arange(len(embeddings))
-    check_finite(np.where(spoiled, np.nan, 0.0), "train", index)
+    check_finite(np.where(spoiled, np.nan, 0.0), "train", index, checkpoints)
     return embeddings
 
 

@@ -11,7 +11,7 @@ from ..core import describe, interpret, vary_together
 from ._blocks import Block, Position, blocks_of
 from ._contract import Factors, Gradients, Lookups, Rows
 from ._pooling import max_pool
-from ._taps import Operands, evaluate
+from ._taps import Operands, convolve, evaluate
 from ._uses import INLINE, find_uses
 
 
@@ -42,7 +42,8 @@ class Recipe:
     ) -> Any:
         """The loss of one example, under further rules for `core.interpret`."""
         args = [*leaves, *jax.tree.leaves(example)]
-        rules = {"reduce_window_max": max_pool, **(rules or {})}
+        faster = {"reduce_window_max": max_pool, "conv_general_dilated": convolve}
+        rules = faster | dict(rules or {})
         return interpret(self.jaxpr, rules, args, inline=INLINE)[0]
 
     def rows(self, number: int) -> Rows:
@@ -110,11 +111,12 @@ def alike(a: Recipe, b: Recipe) -> tuple[Recipe, Recipe]:
     if a is b:
         return a, b
     leaves = {block.leaf for r in (a, b) for block in r.factored.values()}
-    regions = [
-        {leaf: [block.region for block in r.blocks(leaf).values()] for leaf in leaves}
-        for r in (a, b)
-    ]
-    lost = {leaf for leaf in leaves if regions[0][leaf] != regions[1][leaf]}
+
+    def forms(recipe: Recipe, leaf: int) -> list[Any]:
+        blocks = recipe.blocks(leaf).values()
+        return [(block.region, block.rows.look_ups > 0) for block in blocks]
+
+    lost = {leaf for leaf in leaves if forms(a, leaf) != forms(b, leaf)}
 
     def restrict(recipe: Recipe) -> Recipe:
         blocks = recipe.factored.items()
@@ -139,12 +141,13 @@ def per_example(
 
     Returns:
         For each parameter, or each block of one, `Factors` or an array, with a leading
-        axis of examples.
+        axis of examples; arrays of both of two recipes that are `alike` have the same
+        order.
     """
     leaves = jax.tree.leaves(params)
     gradients = jax.vmap(lambda example: _of_one(recipe, leaves, example))(examples)
     return {
-        number: g.whole() if isinstance(g, Factors) and number not in stay else g
+        number: g.in_long_rows() if isinstance(g, Factors) and number not in stay else g
         for number, g in gradients.items()
     }
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ._chunks import length_of
+from ._chunks import length_of, map_stages
 from ._contract import (
     Gradients,
     inner,
@@ -47,11 +47,19 @@ def pairs(reading: Reading) -> Method:
         return gradients, jnp.zeros(length_of(test), reading.dtype)
 
     def score(point: Point, kept: Any, train: Any) -> jax.Array:
-        wanted, zeros = kept  # the latter where nothing is used on both sides
-        found = per_example(recipe, point.params, train, stay)
-        parts = [inner(found[i], wanted[i]) for i in found if i in wanted]
-        start = jnp.zeros((length_of(train), 1), reading.dtype) + zeros[None]
-        return sum(parts, start)
+        wanted, zeros = kept
+
+        def gradients(some: Any) -> tuple[dict[int, Gradients], jax.Array]:
+            found = per_example(recipe, point.params, some, stay)
+            # The zeros are for where nothing is used on both sides.
+            return found, jnp.zeros((length_of(some), 1), reading.dtype)
+
+        def products(taken: tuple[dict[int, Gradients], jax.Array]) -> jax.Array:
+            found, start = taken
+            parts = [inner(found[i], wanted[i]) for i in found if i in wanted]
+            return sum(parts, start + zeros[None])
+
+        return map_stages(gradients, products, train)
 
     return Method(prepare, score, per_test=True)
 

@@ -2,11 +2,13 @@
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from ..core import materialized
 from ._windows import Windows
 
 # Larger windows take longer to slice than to pool.
@@ -37,15 +39,25 @@ def max_pool(site: Any, x: jax.Array) -> Any:
 @jax.custom_jvp
 def _largest(*slices: jax.Array) -> jax.Array:
     """The largest of each place, elementwise."""
-    return functools.reduce(jnp.maximum, slices)
+    # Where a reshape reads the result it would be computed one element at a time.
+    return materialized(functools.reduce(jnp.maximum, slices))
 
 
 @_largest.defjvp
 def _along_the_first(slices: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    """The first of equals, or the first NaN, takes the derivative, as in XLA."""
     best = _largest(*slices)
-    taken, out = jnp.zeros(best.shape, bool), jnp.zeros_like(best)
-    for some, tangent in zip(slices, tangents, strict=True):
-        here = ((some == best) | (some != some)) & ~taken
-        taken, out = taken | here, jnp.where(here, tangent, out)
-    return best, out
+    which = _first(slices, best)
+    picked = [jnp.where(which == i, t, 0) for i, t in enumerate(tangents)]
+    return best, sum(picked[1:], picked[0])
+
+
+def _first(slices: Sequence[jax.Array], best: jax.Array) -> jax.Array:
+    """The number of the slice that takes the derivative, as in XLA, as a float.
+
+    The first of equals, or the first NaN.
+    """
+    which = jnp.full(best.shape, len(slices) - 1, jnp.float32)
+    for i, some in reversed(list(enumerate(slices[:-1]))):
+        which = jnp.where((some == best) | (some != some), i, which)
+    # One choice for all that it is compared with, not one for each.
+    return materialized(which)

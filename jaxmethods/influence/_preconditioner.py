@@ -25,7 +25,9 @@ def adam_preconditioner(state: Any, *, b2: float = 0.999, eps: float = 1e-8) -> 
     .. math:: D = 1 / (\sqrt{v / (1 - b_2^t)} + \epsilon)
 
     with v the mean of squared gradients after t steps. Pass one such tree a checkpoint
-    as `precondition=` to score the steps that Adam took, its momentum aside.
+    as `precondition=` to score the steps that Adam took, its momentum aside. The step
+    from a checkpoint is scaled by the state after it. A parameter that had no gradient
+    yet has v = 0 and the entry 1 / eps, which lets examples that do move it lead.
 
     Args:
         state: A state of `optax.adam`, `adamw` or another that holds one
@@ -43,11 +45,31 @@ def adam_preconditioner(state: Any, *, b2: float = 0.999, eps: float = 1e-8) -> 
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
-        >>> params, adam = {"w": jnp.ones(2)}, optax.adam(0.1)
+        >>> params, adam = {"w": jnp.ones(2)}, optax.adam(0.125)
         >>> gradient = {"w": jnp.asarray([0.5, 4.0])}
         >>> _, state = adam.update(gradient, adam.init(params))
         >>> [round(float(x), 3) for x in adam_preconditioner(state)["w"]]
         [2.0, 0.25]
+
+        From training to scores: a step of Adam on the mean loss of two examples, and
+        what each of them did to the loss of a third.
+
+        >>> from jaxmethods.influence import tracin
+        >>> loss = lambda params, example: (params["w"] @ example[0] - example[1]) ** 2
+        >>> train = jnp.eye(2), jnp.asarray([1.5, -2.0])
+        >>> test = jnp.ones((1, 2)), jnp.asarray([1.0])
+        >>> def step(params, state):
+        ...     mean = lambda p: jax.vmap(loss, (None, 0))(p, train).mean()
+        ...     updates, state = adam.update(jax.grad(mean)(params), state)
+        ...     return optax.apply_updates(params, updates), state
+        >>> after, state = jax.jit(step)(params, adam.init(params))
+        >>> diagonals = [adam_preconditioner(state)]
+        >>> halves = jnp.full(2, 0.5)  # Each is half of the batch.
+        >>> scores = tracin(loss)(
+        ...     [params], [0.125], train, test, visits=halves, precondition=diagonals
+        ... )
+        >>> scores.round(3).tolist()
+        [[-0.25, 0.25]]
 
     References:
         Kingma, Ba (2015), Adam: A Method for Stochastic Optimization, arXiv 1412.6980.

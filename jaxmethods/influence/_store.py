@@ -11,7 +11,7 @@ from ..core import check_integer, describe, leaf_paths, with_fast_convolutions
 from ..sketch import countsketch
 from . import _chunks
 from ._chunks import map_chunks
-from ._contract import inner
+from ._contract import inner, squared_norm
 from ._finite import check_finite
 from ._projection import REST, Embedder, embedders
 from ._ranking import NOBODY, Order, TopK, check_count, merge
@@ -21,13 +21,14 @@ from ._streams import Batch, cut_batches
 from ._task import Point, as_examples, choose_parameters, first_of, read
 
 # Compiled once for all stores: what it is given differs in values alone.
-_products = jax.jit(inner)
+_products, _norms = jax.jit(inner), jax.jit(squared_norm)
 
 
 class Store:
     """The embeddings of training examples in a folder; `datastore` makes it.
 
-    Compiled programs stay with it: ask the same store again.
+    Compiled programs stay with it: ask the same store again. Its methods work outside
+    of jit.
 
     Attributes:
         num_examples: How many training examples there are.
@@ -39,6 +40,14 @@ class Store:
         self.numbers = shards.about["layout"]["width"] * course.series.count
         self._shards, self._course, self._project = shards, course, project
         self._programs: dict[Any, Any] = {}
+
+    def __repr__(self) -> str:
+        """What there is, and where."""
+        count = self._course.series.count
+        return (
+            f"Store({self.num_examples} examples, {self.numbers} numbers each, of "
+            f"{count} checkpoints, in '{self._shards.folder}')"
+        )
 
     def scores(self, test: Any) -> jax.Array:
         """Scores all pairs.
@@ -80,6 +89,32 @@ class Store:
             k: 1..n_train.
         """
         return self._strongest(test, Order(check_integer(k, "k", 1), -1))
+
+    def self_influence(self) -> jax.Array:
+        """Scores the training examples on themselves, as `self_influence` does.
+
+        They are the squared norms of the embeddings. Sketches keep inner products on
+        average, and an example is sketched alike on both sides: of sketched gradients
+        the norms are unbiased over keys, as the scores are.
+
+        Returns:
+            (n_train,).
+
+        Raises:
+            ValueError: The store was built with visits, which its embeddings hold as
+                factors: the norms would hold their squares. A file is damaged.
+            FileNotFoundError: A file is missing.
+        """
+        if self._shards.about["visits"] is not None:
+            raise ValueError(
+                f"{self._shards.folder} was built with visits, whose squares would "
+                "weigh the norms; wanted a store without: or call self_influence(loss) "
+                "with the visits."
+            )
+        rows = map(self._shards.read, self._shards.shards)
+        cut = cut_batches(rows, _chunks.examples_at_once(self.numbers))
+        parts = [_norms(jnp.asarray(b.examples))[: b.count] for b in cut]
+        return jnp.concatenate(parts)
 
     def _strongest(self, test: Any, order: Order) -> TopK:
         check_count(order.k, self.num_examples)

@@ -15,7 +15,7 @@ from jax import lax
 from ..core import interpret, scan_arity
 from ._blocks import Position, Use
 from ._pooling import max_pool
-from ._products import PRIMITIVES
+from ._products import PRIMITIVES, find_product
 from ._uses import INLINE
 
 Operands = dict[Position, tuple[jax.Array, ...]]
@@ -75,6 +75,14 @@ def evaluate(
     rules = {"reduce_window_max": max_pool, "scan": loop}
     rules |= dict.fromkeys(PRIMITIVES, product)
     return interpret(jaxpr, rules, args, inline=INLINE), seen
+
+
+def convolve(site: Any, *operands: Any) -> Any:
+    """A rule for convolutions: small ones from their patches, on CPUs."""
+    product = find_product(site.equation, 1)
+    if product is None or product.on_cpus is None:
+        return NotImplemented
+    return [_output(site, product.on_cpus, *operands)]
 
 
 def _output(

@@ -1,16 +1,23 @@
 """What every influence score starts from: checked arguments and a traced loss."""
 
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..core import choose_paths, leaf_paths, vary_together, with_fast_convolutions
+from ..core import (
+    choose_paths,
+    describe,
+    leaf_paths,
+    vary_together,
+    with_fast_convolutions,
+)
 from ._checkpoints import stack_checkpoints
-from ._chunks import count_examples
+from ._chunks import ITERATE, count_examples
 from ._contract import accumulator
 from ._gradients import Recipe, read_loss
 
@@ -128,12 +135,15 @@ def read(loss: Loss, where: Where, params: Any, *examples: Any) -> Reading:
         loss: `loss(params, example) -> scalar`.
         where: Which parameters count.
         params: Shapes and dtypes of one checkpoint.
-        *examples: Shapes and dtypes of one example of each set.
+        *examples: Shapes and dtypes of one example of each set, train before test.
 
     Raises:
-        ValueError: The loss is no floating scalar, or looks at other examples.
+        ValueError: The loss is no floating scalar, or looks at other examples; the
+            sets differ in structure.
     """
     chosen = choose_parameters(where, params)
+    if len(examples) == 2:
+        _check_one_structure(*examples)
 
     @functools.cache
     def trace(treedef: Any, *shapes: Any) -> Recipe:
@@ -146,6 +156,11 @@ def read(loss: Loss, where: Where, params: Any, *examples: Any) -> Reading:
                 f"the loss of one example looks at others ({error}); wanted a loss of "
                 "each example alone: let batch normalisation use its running averages."
             ) from error
+        except Exception as error:
+            example = treedef.unflatten(shapes)
+            if isinstance(example, list):
+                error.add_note(f"The examples are a list of {len(example)}: {ITERATE}.")
+            raise
 
     recipes = []
     for example in examples:
@@ -159,6 +174,11 @@ def read(loss: Loss, where: Where, params: Any, *examples: Any) -> Reading:
 def choose_parameters(where: Where, params: Any) -> list[int]:
     """The numbers of the floating parameters that `where` chooses, in tree order."""
     paths = leaf_paths(params)
+    if not (where is None or callable(where) or isinstance(where, Iterable)):
+        raise TypeError(
+            f"where is {describe(where)}; wanted a predicate on a path or a list of "
+            f"paths; the known paths are {paths}."
+        )
     kinds = [jnp.result_type(leaf) for leaf in jax.tree.leaves(params)]
     chosen = [i for i, taken in enumerate(choose_paths(where, paths)) if taken]
     for i in chosen:
@@ -185,3 +205,20 @@ def first_of(tree: Any) -> Any:
         return vary_together((jnp.zeros(x.shape[1:], x.dtype), x))[0]
 
     return jax.tree.map(first, tree)
+
+
+def _check_one_structure(train: Any, test: Any) -> None:
+    """Raises ValueError unless a training and a test example are the same tree."""
+    paths = leaf_paths(train), leaf_paths(test)
+    for pair in itertools.zip_longest(*paths):
+        if pair[0] != pair[1]:
+            found, wanted = (
+                dict(zip(p[:6], map(describe, jax.tree.leaves(x)), strict=False))
+                for p, x in zip(paths, (train, test), strict=True)
+            )
+            a, b = ("nothing" if path is None else path for path in pair)
+            hint = f" ({ITERATE})" if isinstance(train, list) else ""
+            raise ValueError(
+                f"an example of train is {found} and one of test {wanted}, {a} in the "
+                f"place of {b}; wanted the same tree in both{hint}."
+            )

@@ -16,12 +16,13 @@ from ._chunks import (
     numbers_held,
     numbers_per_example,
 )
-from ._finite import check_finite
-from ._methods import pairs
+from ._methods import MethodOf
+from ._projecting import keyed, pairs_of
 from ._ranking import NOBODY, Order, TopK, check_count, merge
 from ._run import Run, check_visits, trace
 from ._streams import is_stream
 from ._task import Loss, Where
+from ._totals import check_scores
 from ._walk import walk
 
 
@@ -30,6 +31,7 @@ def proponents(
     k: int,
     *,
     where: Where = None,
+    project: int | None = None,
     axis_name: str | None = None,
     progress: bool | None = None,
 ) -> Callable[..., TopK]:
@@ -42,6 +44,9 @@ def proponents(
         loss: `loss(params, example) -> scalar`, as for `tracin`.
         k: How many examples to find, 1..n_train.
         where: Which parameters count, as for `tracin`.
+        project: How many numbers are kept of an example's gradient, as for `tracin`:
+            those found are the ends of scores that are unbiased, and the scores at the
+            ends are then on average too far out.
         axis_name: Inside `shard_map` the mesh axis over which the training examples
             are split, in order; each device finds its own k, and all devices the k
             best of these. None: all training examples are here.
@@ -50,9 +55,14 @@ def proponents(
     Returns:
         `top(checkpoints, learning_rates, train, test, *, visits=None,
         precondition=None) -> TopK(scores, indices)`, each (n_test, k), the largest
-        score first, and of equal ones the example of lower number. Arguments as
-        `tracin` takes them. With `axis_name` the indices are those of the whole
-        training set, the same on each device.
+        score first, and of equal ones the example of lower number; with `project` it is
+        `top(key, checkpoints, ...)`. A call traces anew: `jax.jit(top)` to call it
+        repeatedly. With `axis_name` the indices are those of the whole training set,
+        the same on each device.
+
+    Arguments of the call:
+        key, checkpoints, learning_rates, train, test, visits, precondition: As for
+            `tracin`.
 
     Raises:
         ValueError, TypeError: As `tracin`; ValueError where k is outside 1..n_train.
@@ -73,7 +83,7 @@ def proponents(
         Tracing Gradient Descent, arXiv 2002.08484, section 3.2.
     """
     order = Order(check_integer(k, "k", 1), 1)
-    return _strongest(order, loss, where, axis_name, progress)
+    return _strongest(order, loss, where, project, axis_name, progress)
 
 
 def opponents(
@@ -81,6 +91,7 @@ def opponents(
     k: int,
     *,
     where: Where = None,
+    project: int | None = None,
     axis_name: str | None = None,
     progress: bool | None = None,
 ) -> Callable[..., TopK]:
@@ -92,6 +103,7 @@ def opponents(
         loss: `loss(params, example) -> scalar`, as for `tracin`.
         k: How many examples to find, 1..n_train.
         where: Which parameters count, as for `tracin`.
+        project: How many numbers are kept of an example, as for `proponents`.
         axis_name: The mesh axis of the training examples, as for `proponents`.
         progress: Whether to show how far it is, as for `tracin`.
 
@@ -99,6 +111,10 @@ def opponents(
         `top(checkpoints, learning_rates, train, test, *, visits=None,
         precondition=None) -> TopK(scores, indices)`, as of `proponents`, but the
         smallest score first.
+
+    Arguments of the call:
+        key, checkpoints, learning_rates, train, test, visits, precondition: As for
+            `tracin`.
 
     Raises:
         ValueError, TypeError: As `proponents`.
@@ -116,17 +132,21 @@ def opponents(
         Tracing Gradient Descent, arXiv 2002.08484, section 3.2.
     """
     order = Order(check_integer(k, "k", 1), -1)
-    return _strongest(order, loss, where, axis_name, progress)
+    return _strongest(order, loss, where, project, axis_name, progress)
 
 
 def _strongest(
     order: Order,
     loss: Loss,
     where: Where,
+    project: int | None,
     axis_name: str | None,
     progress: bool | None,
 ) -> Callable[..., TopK]:
+    method_of = pairs_of(project)
+
     def top(
+        key: jax.Array | None,
         checkpoints: Any,
         learning_rates: jax.Array,
         train: Any,
@@ -138,6 +158,7 @@ def _strongest(
         count_examples(test, "test", empty=True)
         run = Run(
             *(loss, where, checkpoints, learning_rates, train, test),
+            key=key,
             visits=visits,
             precondition=precondition,
             progress=progress,
@@ -147,17 +168,20 @@ def _strongest(
                 f"axis_name is {axis_name!r}, while batches or a manager are read "
                 "outside of shard_map; wanted arrays, or axis_name=None."
             )
-        best = _walked(run, order) if run.walks else _traced(run, order, axis_name)
-        check_finite(best.scores, "train", best.indices)
+        if run.walks:
+            best = _walked(run, order, method_of)
+        else:
+            best = _traced(run, order, method_of, axis_name)
+        check_scores(run, best.scores, best.indices)
         return best
 
-    return top
+    return keyed(top, project)
 
 
-def _traced(run: Run, order: Order, axis_name: str | None) -> TopK:
+def _traced(run: Run, order: Order, method_of: MethodOf, axis_name: str | None) -> TopK:
     # The visits go along with the examples, a column a checkpoint.
     task, visits = trace(run._replace(visits=None)), None
-    method = pairs(task.reading)
+    method = method_of(task.reading)
     train, test = task.examples
     count, n = len(task.rates), length_of(train)
     if run.visits is not None:
@@ -199,11 +223,11 @@ def _traced(run: Run, order: Order, axis_name: str | None) -> TopK:
     return best if axis_name is None else order.over_axis(best, axis_name)
 
 
-def _walked(run: Run, order: Order) -> TopK:
+def _walked(run: Run, order: Order, method_of: MethodOf) -> TopK:
     if not is_stream(run.train):
         check_count(order.k, length_of(run.train))
     best, seen = None, 0
-    for step in walk(run, pairs):
+    for step in walk(run, method_of):
         for batch, scores in zip(step.block, step.sums(), strict=True):
             if best is None:
                 best = order.empty(scores.shape[1], scores.dtype)

@@ -27,12 +27,23 @@ def totals(run: Run, method_of: MethodOf) -> jax.Array:
             is not finite, where values are concrete.
     """
     scores = _walked(run, method_of) if run.walks else _traced(run, method_of)
+    check_scores(run, scores)
+    return scores
+
+
+def check_scores(run: Run, scores: jax.Array, index: Any = None) -> None:
+    """Raises ValueError where scores are seen not to be finite; says what spoils them.
+
+    Args:
+        run: The call.
+        scores: (n_test, n) or (n,).
+        index: The numbers of the examples, like `scores`, where these are not all.
+    """
     if run.test is not None and _none_finite(scores):
         # One test example may have spoiled them all: its own score tells.
         own = run._replace(train=run.test, test=None, name="test", visits=None)
         totals(own, norms)
-    check_finite(scores, run.name)
-    return scores
+    check_finite(scores, run.name, index, run.checkpoints)
 
 
 def _none_finite(scores: jax.Array) -> bool:

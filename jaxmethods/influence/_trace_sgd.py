@@ -51,14 +51,21 @@ def trace_sgd(loss: Loss) -> Callable[..., Trace]:
         loss: `loss(params, example) -> scalar`, as for `tracin`.
 
     Returns:
-        `trace(params, learning_rate, train, order, test) -> Trace`. The parameters are
-        a pytree, of which the floating leaves are trained; `learning_rate` is a scalar
-        or (steps,); `order` is (steps,), integers: the training example of each step;
-        `train` and `test` are pytrees with a leading axis of examples. The matrices
-        have the dtype of the parameters (float32 at least); the column of an example
-        that is not in `order` is exactly 0. A traced `order` is not checked: a step on
-        an example outside `train` makes all that follows NaN. Under `shard_map` each
-        device follows its own test examples through the same run.
+        `trace(params, learning_rate, train, order, test) -> Trace`. The matrices have
+        the dtype of the parameters (float32 at least); the column of an example that is
+        not in `order` is exactly 0. A call traces anew: `jax.jit(trace)` to call it
+        repeatedly. Under `shard_map` each device follows its own test examples through
+        the same run.
+
+    Arguments of the call:
+        params: A pytree, of which the floating leaves are trained.
+        learning_rate: A scalar or (steps,), 0 or more.
+        train: A pytree with a leading axis of n_train examples.
+        order: (steps,), integers in 0..n_train - 1: the training example of each step.
+            A traced one is not checked: a step on an example outside `train` makes all
+            that follows NaN.
+        test: A pytree with a leading axis of n_test examples, of the structure of
+            `train`.
 
     Raises:
         ValueError: The loss is no floating scalar; no training examples; `order` has

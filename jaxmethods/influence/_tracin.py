@@ -1,14 +1,13 @@
 """TracIn: how much the steps on each training example moved the loss on another."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 
-from ..core import check_integer, check_key
 from ._chunks import count_examples
-from ._methods import norms, pairs, projected_pairs
+from ._methods import norms
+from ._projecting import keyed, pairs_of
 from ._run import Run
 from ._task import Loss, Where
 from ._totals import totals
@@ -58,32 +57,47 @@ def tracin(
     Returns:
         `scores(checkpoints, learning_rates, train, test, *, visits=None,
         precondition=None) -> (n_test, n_train)`, in the dtype of the parameters
-        (float32 at least); with `project` a typed key comes first. Under `shard_map`
-        each device scores its own examples.
+        (float32 at least); with `project` it is `scores(key, checkpoints, ...)`. A call
+        traces anew: `jax.jit(scores)` to call it repeatedly. Under `shard_map` each
+        device scores its own examples.
 
-        `checkpoints` is a pytree stacked over K checkpoints on axis 0, a list of K
-        pytrees, or an orbax `CheckpointManager`, which is read one checkpoint at a
-        time; `learning_rates` is (K,). `train` and `test` are pytrees with a leading
-        axis of examples; `train` may also be an iterable of such batches that is no
-        pytree (a data loader, or `iter` of a list), read once. Managers and batches
-        are read outside of jit, with the results that arrays have.
+    Arguments of the call:
+        key: Typed key of the sketches; with `project` alone.
+        checkpoints: A pytree stacked over K checkpoints on axis 0, a list of K pytrees,
+            or an orbax `CheckpointManager` of trees saved with `StandardSave`, which is
+            read one checkpoint at a time.
+        learning_rates: (K,), 0 or more.
+        train: A pytree with a leading axis of n_train examples; or an iterable of such
+            batches that is no pytree (a data loader, or `iter` of a list), read once.
+        test: A pytree with a leading axis of n_test examples, of the structure of
+            `train`.
+        visits: What corrects for minibatches, (n_train,) or (K, n_train): how often an
+            example was visited in the interval of checkpoint i, over the batch size.
+        precondition: What corrects for an optimizer that scales its steps by a diagonal
+            D_i (see `adam_preconditioner`): a pytree like the parameters a checkpoint,
+            0 or more, given in the same forms. The score is
+            \nabla l(w_i, z') \cdot D_i \nabla l(w_i, z) then, and gradients are formed.
+            It has no derivative with respect to an entry of 0, a parameter that steps
+            leave alone.
 
-        `visits` corrects for minibatches: what each training example's part in a step
-        was, (n_train,) or (K, n_train): how often it was visited in the interval of
-        checkpoint i, over the batch size. `precondition` corrects for an optimizer
-        that scales its steps by a diagonal D_i (see `adam_preconditioner`): a pytree
-        like the parameters for each checkpoint, given in the same forms; the score is
-        \nabla l(w_i, z') \cdot D_i \nabla l(w_i, z) then, and gradients are formed.
+    Managers and batches are read in Python, outside of jit, with the results that
+    arrays have. Running statistics that lie among the parameters (`batch_stats` of
+    linen, `nnx.BatchStat`) are floating leaves and count as any other: leave them out
+    with `where=[("params",)]`, or close over them. Of nnx: `graph, params, rest =
+    nnx.split(model, nnx.Param, ...)`, `nnx.to_pure_dict(params)` as a checkpoint, and
+    `nnx.merge(graph, params, rest)` in the loss.
 
     Raises:
         ValueError: The loss is no floating scalar, or looks at other examples;
             learning rates wrong in number, negative or not finite; checkpoints that
-            differ in structure or shapes; no training examples; `where` names no
-            parameter, or none that is floating; `visits` or `precondition` of another
-            shape, negative or not finite; outside of jit, an example whose gradient is
-            not finite (inside, its scores are not).
-        TypeError: A chosen parameter is complex; batches or a manager inside of jit;
-            the key is not typed.
+            differ in structure or shapes, or that a manager saved in another way; no
+            training examples; `train` and `test` of different structure; `where` names
+            no parameter, or none that is floating; `visits` or `precondition` of
+            another shape, negative or not finite; outside of jit, a checkpoint or a
+            gradient of an example that is not finite (inside, the scores are not).
+        TypeError: A chosen parameter is complex; batches or a manager inside of jit
+            (jit itself refuses an iterator as an argument); `where` is of another kind;
+            no typed key with `project`, or one without.
 
     Complexity: one forward and one backward pass an example and checkpoint, and for a
     (p, q) weight applied once 2 (p + q) flops a pair, in place of 2 p q; projected,
@@ -97,15 +111,24 @@ def tracin(
         >>> scores.tolist()
         [[2.0, 0.0], [0.0, 2.0]]
 
+        With running statistics among the parameters:
+
+        >>> def normalised(variables, example):
+        ...     x = example[0] - variables["batch_stats"]["mean"]
+        ...     return loss(variables["params"], (x, example[1]))
+        >>> variables = {
+        ...     "params": {"w": jnp.zeros(2)}, "batch_stats": {"mean": jnp.ones(2)}
+        ... }
+        >>> scores = tracin(normalised, where=[("params",)])
+        >>> scores([variables], [0.5], examples, examples).tolist()
+        [[2.0, 0.0], [0.0, 2.0]]
+
     References:
         Pruthi, Liu, Kale, Sundararajan (2020), Estimating Training Data Influence by
         Tracing Gradient Descent, arXiv 2002.08484, section 3.2; appendix F for the
         projection.
     """
-    method_of = pairs
-    if project is not None:
-        check_integer(project, "project", 1)
-        method_of = partial(projected_pairs, project)
+    method_of = pairs_of(project)
 
     def scores(
         key: jax.Array | None,
@@ -117,8 +140,6 @@ def tracin(
         visits: jax.Array | None = None,
         precondition: Any = None,
     ) -> jax.Array:
-        if project is not None:
-            check_key(key)
         count_examples(test, "test", empty=True)
         run = Run(
             *(loss, where, checkpoints, learning_rates, train, test),
@@ -129,7 +150,7 @@ def tracin(
         )
         return totals(run, method_of)
 
-    return partial(scores, None) if project is None else scores
+    return keyed(scores, project)
 
 
 def self_influence(
@@ -149,7 +170,12 @@ def self_influence(
     Returns:
         `scores(checkpoints, learning_rates, examples, *, visits=None,
         precondition=None) -> (n,)`, nonnegative: the diagonal of `tracin` of the
-        examples on themselves, without the rest. Arguments as `tracin` takes them.
+        examples on themselves, without the rest. A call traces anew: `jax.jit(scores)`
+        to call it repeatedly.
+
+    Arguments of the call:
+        examples: What is scored, given as the `train` of `tracin`.
+        checkpoints, learning_rates, visits, precondition: As for `tracin`.
 
     Raises:
         ValueError, TypeError: As `tracin`.

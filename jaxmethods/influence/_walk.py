@@ -181,11 +181,12 @@ def _refuse_tracers(run: Run) -> None:
     values = [run.learning_rates, run.test, run.key, run.visits]
     values += [x for x in (run.checkpoints, run.precondition) if not is_manager(x)]
     values += [] if is_stream(run.train) else [run.train]
+    values += [jnp.zeros(())]  # Inside of jit even this is traced.
     if not all(map(is_concrete, jax.tree.leaves(values))):
         raise TypeError(
-            f"{run.name} comes in batches, or checkpoints from a manager, while other "
-            "values are traced, inside of jit, grad or vmap; such a run looks at "
-            "values: call it outside, or pass arrays and stacked checkpoints."
+            f"{run.name} comes in batches, or checkpoints from a manager, inside of "
+            "jit, grad or vmap; these are read in Python, and their values looked at: "
+            "call it outside, or pass arrays and stacked checkpoints."
         )
 
 

@@ -1,7 +1,7 @@
 """Influence through the words that two texts share: TracIn of an embedding table."""
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..core import check_integer
+from ..core import check_integer, describe
 from ..kernels import gram_products
 from ._blocks import Block, Region
 from ._chunks import length_of, map_chunks
@@ -56,11 +56,16 @@ def words(
 
     Returns:
         `scores(checkpoints, learning_rates, train, test, *, visits=None) -> (n_test,
-        n_train)`. Arguments and dtype are those of `tracin`.
+        n_train)`, in the dtype of `tracin`. A call traces anew: `jax.jit(scores)` to
+        call it repeatedly.
+
+    Arguments of the call:
+        checkpoints, learning_rates, train, test, visits: As for `tracin`.
 
     Raises:
         ValueError, TypeError: As `tracin`; `table` names no parameter, or several, or
-            one that the loss does not look up; `exclude` holds what is no row of it.
+            one that the loss does not look up; `exclude` is no list of words, or holds
+            what is no row of the table.
         NotImplementedError: The loss uses the table in a way that is neither a look-up
             of whole rows nor a product, such as `emb[tokens, :3]`, or a look-up inside
             a branch or a function with its own derivative.
@@ -110,10 +115,13 @@ def word_shares(
 
     Returns:
         `shares(checkpoints, learning_rates, train, test) -> (n_test, n_train, places)`,
-        summing to the scores of `words`; `train` and `test` are arrays. The places are
-        those of the look-ups, in the order in which the loss makes them: of
-        `emb[tokens]` the places of `tokens`. A place whose word the training text does
-        not hold has exactly 0.
+        summing to the scores of `words`. The places are those of the look-ups, in the
+        order in which the loss makes them: of `emb[tokens]` the places of `tokens`. A
+        place whose word the training text does not hold has exactly 0. A call traces
+        anew: `jax.jit(shares)` to call it repeatedly.
+
+    Arguments of the call:
+        checkpoints, learning_rates, train, test: As for `tracin`, without batches.
 
     Raises:
         ValueError, TypeError, NotImplementedError: As `words`.
@@ -238,6 +246,11 @@ def _readers(
     (leaf,) = reading.chosen
     shape = reading.recipes[0].jaxpr.in_avals[leaf].shape
     counts = np.ones(shape[:1], bool)
+    if not isinstance(exclude, Iterable):
+        raise TypeError(
+            f"exclude is {describe(exclude)}; wanted a list of words: "
+            f"exclude=({exclude},)."
+        )
     for word in exclude:
         counts[check_integer(word, "exclude", 0, len(counts) - 1)] = False
     width = math.prod(shape[1:])

@@ -43,7 +43,7 @@ class BlockHouseholder:
             # its minimum a constant row is zero, and comes back exactly.
             shift = low
         reflection = fit_householder((high - low)[:, 0])
-        y = reflection.apply(x - shift)
+        y = reflection.apply(x, shift)
         grid = fit_range(y, (1,), top, self.zero_aligned)
         levels = grid.levels(y)
         if not self.zero_aligned:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 # Added before the floor that puts zero on a level: several times the rounding error of
-# 255 levels in float32, so that data already on a grid finds that grid again.
+# 255 levels in float32, so that a grid whose ends are in the data is found again.
 _SLACK = 1e-4
 
 
@@ -49,19 +49,21 @@ def fit_grid(low: jax.Array, high: jax.Array, top: int, zero_aligned: bool) -> G
         zero_aligned: whether zero has to be a level.
 
     Returns:
-        Grid of arrays shaped like `low`; NaN where a bound is NaN or infinite.
+        Grid of arrays shaped like `low`; NaN where a bound is NaN or infinite, or the
+        range so wide (4e37 in float32) that a reciprocal of its step may be flushed.
     """
-    tiny = jnp.finfo(low.dtype).tiny
+    tiny, widest = jnp.finfo(low.dtype).tiny, jnp.finfo(low.dtype).max / 8
     if not zero_aligned:
         width = jnp.maximum(high - low, top * tiny)
-        return Grid(1 / (top / width), jnp.zeros(low.shape, jnp.uint8), low)
+        step = jnp.where(width <= widest, 1 / (top / width), jnp.nan)
+        return Grid(step, jnp.zeros(low.shape, jnp.uint8), low)
     low, high = jnp.minimum(low, 0), jnp.maximum(high, 0)
     width = jnp.maximum(high - low, top * tiny)
     # At least one level below zero if anything is there, and one above.
     least, most = (low < 0).astype(low.dtype), top - (high > 0).astype(low.dtype)
     zero = jnp.clip(jnp.floor(-low * (top / width) + _SLACK), least, most)
     step = jnp.maximum(-low / jnp.maximum(zero, 1), high / jnp.maximum(top - zero, 1))
-    step = jnp.where(jnp.isfinite(width), jnp.maximum(step, tiny), jnp.nan)
+    step = jnp.where(width <= widest, jnp.maximum(step, tiny), jnp.nan)
     return Grid(step, zero.astype(jnp.uint8), jnp.zeros_like(low))
 
 

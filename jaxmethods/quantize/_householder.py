@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from ..kernels import reflect_rows
+
 # Ranges below this part of the largest count as this part: a row of zeros has a scale.
 _SMALLEST_RANGE = 1e-6
 
@@ -34,28 +36,32 @@ class Householder:
     leader: jax.Array
     scale: jax.Array
 
-    def apply(self, x: jax.Array) -> jax.Array:
-        """`T x` for `x` (n, d), in O(n d)."""
-        return self._reflect(x * self._scale(x.dtype))
+    def apply(self, x: jax.Array, shift: jax.Array | None = None) -> jax.Array:
+        """`T (x - shift)` for `x` (n, d) and `shift` (n, 1) or None, in O(n d)."""
+        return self._reflect(x, shift, self._scale(x.dtype))
 
     def invert(self, y: jax.Array) -> jax.Array:
         """`T^-1 y` for `y` (n, d), in O(n d)."""
-        return self._reflect(y) / self._scale(y.dtype)
+        scale = self._scale(y.dtype)
+        return self._reflect(y, None, jnp.ones_like(scale)) / scale
 
     def gain(self, dtype: jnp.dtype) -> jax.Array:
         """(n, 1): summed variance of `T^-1 y` for unit variance in one row of `y`."""
         cost = 1 / self._scale(dtype) ** 2
         square = self._normal(dtype) ** 2
-        return cost * (1 - 2 * square) + square * self._group_sum(cost * square)
+        sums = jax.ops.segment_sum(cost * square, self.group, self._num_groups)
+        return cost * (1 - 2 * square) + square * sums[self.group]
 
-    def _reflect(self, x: jax.Array) -> jax.Array:
-        normal = self._normal(x.dtype)
-        return x - normal * self._group_sum(normal * x)
+    def _reflect(
+        self, x: jax.Array, shift: jax.Array | None, scale: jax.Array
+    ) -> jax.Array:
+        shift = jnp.zeros_like(scale) if shift is None else shift
+        normal, groups = self._normal(x.dtype), self._num_groups
+        return reflect_rows(x, shift, scale, normal, self.group, num_groups=groups)
 
-    def _group_sum(self, x: jax.Array) -> jax.Array:
-        """Replaces each row by the sum over its group."""
-        sums = jax.ops.segment_sum(x, self.group, num_segments=_most_groups(x.shape[0]))
-        return sums[self.group]
+    @property
+    def _num_groups(self) -> int:
+        return (self.group.shape[0] + 1) // 2
 
     def _normal(self, dtype: jnp.dtype) -> jax.Array:
         even = 1 / jnp.sqrt(self.size.astype(dtype))
@@ -125,9 +131,10 @@ def fit_householder(ranges: jax.Array) -> Householder:
     ]
     ratio = _follower_scale(leader_range, follower_range, size)
     scale = jnp.where(leader, 1, ratio).astype(jnp.float32)
-    # Back to the order of the rows.
-    found = (order, group, size.astype(jnp.int32), leader, scale)
-    return Householder(*jax.lax.sort(found, num_keys=1)[1:])
+    # Back to the order of the rows; a second sort would cost as much as all of this.
+    place = jnp.zeros_like(rank).at[order].set(rank, unique_indices=True)
+    found = (group, size.astype(jnp.int32), leader, scale)
+    return Householder(*(x[place] for x in found))
 
 
 def _follower_scale(

@@ -27,12 +27,12 @@ class Policy:
             `where` is neither paths nor a predicate.
 
     Example:
-        >>> from jaxmethods.quantize import bhq, psq, ptq
+        >>> from jaxmethods.quantize import bhq, ptq
         >>> policy = Policy(
         ...     activation=ptq(8, zero_aligned=False),
         ...     weight=ptq(8),
         ...     input_grad=bhq(5),
-        ...     weight_grad=psq(8, per="feature"),
+        ...     weight_grad=bhq(8),
         ...     where=lambda path: path[0] != "head",
         ... )
         >>> policy.covers(("block", "kernel")), policy.covers(("head", "kernel"))
@@ -74,3 +74,12 @@ class Policy:
         if callable(self.where):
             return bool(self.where(path))
         return any(path[: len(prefix)] == prefix for prefix in self.where)
+
+
+def check_policy(policy: Policy) -> None:
+    """Raises TypeError unless `policy` is a Policy."""
+    if not isinstance(policy, Policy):
+        raise TypeError(
+            f"policy is {describe(policy)}; wanted a Policy, such as "
+            "Policy(weight=ptq(8), input_grad=psq(5))."
+        )

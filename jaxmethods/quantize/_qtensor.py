@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import dataclass, field
-from functools import reduce
 
 import jax
 import jax.numpy as jnp
 
+from ..core import describe
+from ..kernels import unpack_levels
 from ._grid import Grid
 from ._householder import Householder
 from ._rotation import rotate_columns
@@ -86,8 +87,17 @@ class QTensor:
         )
 
     def dequantize(self) -> jax.Array:
-        """The values at the codes, in the array's shape and dtype."""
-        levels = unpack(self.codes, self.bits, matrix_shape(self.shape))
+        """The values at the codes, in the array's shape and dtype.
+
+        Raises:
+            ValueError: The codes are a batch, made under `vmap`: map over them as well.
+        """
+        if self.codes.ndim != 2:
+            raise ValueError(
+                f"codes is {describe(self.codes)}, a batch of them; wanted a matrix: "
+                "call dequantize under the jax.vmap that they come from."
+            )
+        levels = unpack_levels(self.codes, self.bits, matrix_shape(self.shape))
         values = self.decoder(levels.astype(self.decoder.grid.step.dtype))
         return values.reshape(self.shape).astype(self.dtype)
 
@@ -95,37 +105,3 @@ class QTensor:
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     """Rows and columns of an array seen as a matrix with its axis 0 as rows."""
     return (shape[0], math.prod(shape[1:])) if shape else (1, 1)
-
-
-def pack(levels: jax.Array, bits: int) -> jax.Array:
-    """Packs a matrix of whole levels 0..2^bits - 1 along its longer axis into uint8.
-
-    Byte i of the m along that axis holds the levels i, i + m, i + 2 m, ..., lowest
-    bits first: contiguous runs, where neighbours would need strided reads.
-    """
-    per_byte, axis = _layout(bits, levels.shape)
-    codes = levels.astype(jnp.uint8)
-    if per_byte == 1:
-        return codes
-    missing = -levels.shape[axis] % per_byte
-    codes = jnp.pad(codes, [(0, missing * (i == axis)) for i in range(2)])
-    runs = jnp.split(codes, per_byte, axis)
-    return reduce(
-        jnp.bitwise_or, (run << (8 // per_byte * i) for i, run in enumerate(runs))
-    )
-
-
-def unpack(packed: jax.Array, bits: int, shape: tuple[int, ...]) -> jax.Array:
-    """Undoes `pack`: the uint8 matrix of levels of that shape."""
-    per_byte, axis = _layout(bits, shape)
-    if per_byte == 1:
-        return packed
-    width = 8 // per_byte
-    runs = [(packed >> (width * i)) & (2**width - 1) for i in range(per_byte)]
-    levels = jnp.concatenate(runs, axis)
-    return jax.lax.slice_in_dim(levels, 0, shape[axis], axis=axis)
-
-
-def _layout(bits: int, shape: tuple[int, ...]) -> tuple[int, int]:
-    """How many levels share a byte, and the axis along which they lie."""
-    return 4 if bits == 2 else 2 if bits <= 4 else 1, int(shape[1] >= shape[0])

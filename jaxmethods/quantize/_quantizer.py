@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from ..core import check_floating, check_integer, check_key, describe
-from ._qtensor import Decoder, QTensor, matrix_shape, pack
+from ..kernels import pack_levels
+from ._qtensor import Decoder, QTensor, matrix_shape
 from ._rounding import round_levels
 
 
@@ -58,7 +59,9 @@ class Quantizer:
             key: scalar typed key: each entry is rounded up or down by chance, so that
                 the expectation over keys is `x`. None: to the nearest, ties to even.
             x: floating array with at least one entry; axis 0 counts the samples. A NaN
-                or an infinity makes NaN of all entries that share its grid.
+                or an infinity makes NaN of all entries that share its grid. bfloat16
+                and float16 have no room for all of 32 levels and more: there the result
+                is rounded once more, to the nearest.
 
         Returns:
             Array of the shape and dtype of `x`.
@@ -88,12 +91,16 @@ class Quantizer:
         """
         x = jnp.asarray(x)
         levels, decoder = self._round(key, x)
-        codes = pack(levels, self.bits)
+        codes = pack_levels(levels, self.bits)
         return QTensor(codes, decoder, self.bits, x.shape, x.dtype)
 
     def encode(self, x: jax.Array) -> tuple[jax.Array, Decoder]:
         """The real levels of `x` as a matrix, and what turns levels into values."""
         x = check_floating(x, "x")
+        if x.dtype.itemsize == 1:
+            raise TypeError(
+                f"x is {describe(x)}, which has 8 bits already; wanted 16 or more."
+            )
         if not x.size:
             raise ValueError(
                 f"x is {describe(x)}, without entries; "

@@ -192,3 +192,21 @@ def test_compiles_once():
     run = jax.jit(walked(counted, DECLINE))
     run(x), run(x + 1)
     assert len(traces) == 1
+
+
+def test_a_platform_lowers_its_own_branch_alone():
+    from jax.experimental import pallas as pl
+
+    def kernel(x, out):
+        out[...] = jnp.sin(x[...])
+
+    def on_tpu(x):
+        return pl.pallas_call(kernel, jax.ShapeDtypeStruct(x.shape, x.dtype))(x) + 1
+
+    def fn(x):
+        return jax.lax.platform_dependent(x, tpu=on_tpu, default=jnp.sin)
+
+    rules = {"sin": lambda site, x: [jnp.cos(x)], "add": decline}
+    x = jnp.arange(8.0)
+    assert_same(jax.jit(walked(fn, rules))(x), jnp.cos(x))
+    assert_same(jax.jit(walked(fn, {"add": decline}))(x), jnp.sin(x))

@@ -20,36 +20,65 @@ def member(shapes, example):
     return add
 
 
-def draw(seed, shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+def draw(seed, shape, scale=1.0):
+    # In numpy, as every operation outside of a test's own programs is compiled too.
+    value = np.random.default_rng(seed).normal(size=shape) * scale
+    return jnp.asarray(value, jnp.float32)
 
 
 def build(name, count=2, n=5, m=3):
     """(loss, checkpoints, rates, train, test) of a member of LOSSES."""
     loss, shapes, example = LOSSES[name]
     checkpoints = {
-        k: draw(i, (count, *shape)) / max(1, np.prod(shape[:-1], dtype=int)) ** 0.5
+        k: draw(i, (count, *shape), max(1, np.prod(shape[:-1], dtype=int)) ** -0.5)
         for i, (k, shape) in enumerate(shapes.items())
     }
     rates = jnp.asarray([0.5, 0.25, 1.0])[:count]
     return loss, checkpoints, rates, draw(10, (n, *example)), draw(11, (m, *example))
 
 
-def gradients(loss, params, examples):
-    """Per-example gradients, (n, all parameters)."""
-    grads = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(params, examples)
+@functools.cache
+def per_example(loss):
+    """The gradients of each example, compiled once for a loss."""
+    return jax.jit(jax.vmap(jax.grad(loss), (None, 0)))
+
+
+def gradients(loss, params, *sets):
+    """Per-example gradients, (n, all parameters), of one set or of each of several.
+
+    Sets of equal shapes are taken together: they cost one compilation.
+    """
+    sizes = [len(jax.tree.leaves(some)[0]) for some in sets]
+    shapes = [[np.shape(x)[1:] for x in jax.tree.leaves(some)] for some in sets]
+    if any(shape != shapes[0] for shape in shapes):
+        return [gradients(loss, params, some) for some in sets]
+    together = jax.tree.map(lambda *x: np.concatenate(x), *sets)
+    grads = per_example(loss)(params, together)
     flat = [np.asarray(g, np.float64) for g in jax.tree.leaves(grads)]
-    return np.concatenate([g.reshape(len(g), -1) for g in flat], 1)
+    found = np.concatenate([g.reshape(len(g), -1) for g in flat], 1)
+    found = np.split(found, np.cumsum(sizes)[:-1])
+    return found if len(sets) > 1 else found[0]
+
+
+def at(checkpoints, k):
+    """One of listed or stacked checkpoints."""
+    if isinstance(checkpoints, list):
+        return checkpoints[k]
+    return jax.tree.map(lambda x: np.asarray(x)[k], checkpoints)
 
 
 def scores(loss, checkpoints, rates, train, test):
     """TracInCP, (n_test, n_train), from materialised gradients."""
-    total = 0.0
-    for k, rate in enumerate(rates):
-        params = jax.tree.map(lambda x, k=k: x[k], checkpoints)
-        a, b = (gradients(loss, params, some) for some in (train, test))
-        total = total + float(rate) * b @ a.T
-    return total
+    return scores_and_norms(loss, checkpoints, rates, train, test)[0]
+
+
+def scores_and_norms(loss, checkpoints, rates, train, test):
+    """The same and the self-influence of the training examples, (n_train,)."""
+    pairs, norms = 0.0, 0.0
+    for k, rate in enumerate(np.asarray(rates, float)):
+        a, b = gradients(loss, at(checkpoints, k), train, test)
+        pairs, norms = pairs + rate * b @ a.T, norms + rate * (a**2).sum(1)
+    return pairs, norms
 
 
 def assert_close(got, want, rtol=1e-4):

@@ -49,6 +49,20 @@ def test_a_manager_in_the_order_of_its_steps(tmp_path):
             assert_same(series.at(k), at(k))
 
 
+@pytest.mark.filterwarnings("default")  # What orbax warns of is not ours.
+def test_a_manager_of_another_kind_is_told_what_is_wanted(tmp_path):
+    one, standard = {"w": jnp.ones((2, 2))}, ocp.args.StandardSave
+    kinds = ocp.args.PyTreeSave(one), ocp.args.Composite(params=standard(one))
+    for number, args in enumerate(kinds):
+        with ocp.CheckpointManager(tmp_path / str(number)) as manager:
+            manager.save(7, args=args)
+            manager.wait_until_finished()
+            hint = r"checkpoint of step 7 cannot be .*manager\.save\(.*StandardSave"
+            with pytest.raises(ValueError, match=hint) as raised:
+                one_by_one(manager).at(0)
+            assert isinstance(raised.value.__cause__, ValueError)  # orbax's own
+
+
 def test_one_by_one_in_any_form():
     for form in (TREE, [at(k) for k in range(3)]):
         series = one_by_one(form)

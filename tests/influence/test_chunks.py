@@ -30,6 +30,26 @@ def test_map_is_what_one_call_returns(most, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, got, rows(EXAMPLES))
 
 
+@pytest.mark.parametrize("most", [1, 3, 5, 13])
+def test_stages_are_what_one_call_of_each_returns(most, monkeypatch):
+    seen, taken = [], []
+
+    def first(some):
+        seen.append(len(some["y"]))
+        return jnp.sin(some["x"][:, :1] * jnp.arange(50.0)[None]).sum(1)
+
+    def second(found):
+        taken.append(len(found))
+        return jnp.stack([found, 2 * found], 1)
+
+    each = _chunks.numbers_per_example(first, EXAMPLES)
+    monkeypatch.setattr(_chunks, "BUDGET", most * each)
+    got = _chunks.map_stages(first, second, EXAMPLES)
+    np.testing.assert_allclose(got, second(first(EXAMPLES)), rtol=1e-6)
+    assert min(seen) <= most
+    assert max(taken[:-1]) >= min(N, 4 * most)
+
+
 @pytest.mark.parametrize("most", [1, 3, 4, 5, 12, 13, 100])
 def test_sum_is_what_one_call_returns(most, monkeypatch):
     weights = jnp.linspace(-1, 2, N)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,21 @@ def case():
 def small_shards(monkeypatch):
     """Room for 8 examples of 6 numbers in a shard."""
     monkeypatch.setattr(_walk, "HELD", 50)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store") / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_walk, "HELD", 50)
+        built(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(original, tmp_path):
+    """A copy of a store that was built once, as building compiles."""
+    return shutil.copytree(original, tmp_path / "copy")
 
 
 def built(folder, project=6, **changes):
@@ -55,6 +71,22 @@ def test_scores_and_tops_are_those_of_tracin(project, tmp_path, monkeypatch):
         at = np.argsort(sign * np.asarray(want), 1, kind="stable")[:, :5]
         np.testing.assert_array_equal(found.indices, at)
         assert_close(found.scores, np.take_along_axis(want, at, 1), 1e-5)
+
+
+def test_self_influence_is_the_norm_of_what_is_kept(folder):
+    loss, checkpoints, rates, train, _ = case()
+    store = datastore(loss, project=6).open(folder, checkpoints)
+    # The diagonal of the scores, sketched alike on both sides: unbiased as they are.
+    scores = jax.jit(tracin(loss, project=6))(KEY, checkpoints, rates, train, train)
+    assert_close(store.self_influence(), np.diag(scores), 1e-5)
+    seen = "20 examples, 12 numbers each, of 2 checkpoints"
+    assert repr(store) == f"Store({seen}, in '{folder}')"
+
+
+def test_no_self_influence_with_visits(tmp_path):
+    store = built(tmp_path, visits=np.ones(20))
+    with pytest.raises(ValueError, match=r"with visits, .* call self_influence\(loss"):
+        store.self_influence()
 
 
 def test_opened_again(tmp_path):
@@ -122,10 +154,9 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_folder_is_of_one_build(name, tmp_path):
-    built(tmp_path)
+def test_a_folder_is_of_one_build(name, folder):
     with pytest.raises(ValueError, match=f"other {name}"):
-        built(tmp_path, **OTHERS[name])
+        built(folder, **OTHERS[name])
 
 
 def test_more_or_fewer_training_examples(tmp_path):
@@ -138,21 +169,20 @@ def test_more_or_fewer_training_examples(tmp_path):
         built(tmp_path, train=iter([*some(8, 8, 4), train[:8]]))
 
 
-def test_opening_with_other_models(tmp_path):
+def test_opening_with_other_models(folder):
     loss, checkpoints, _, _, test = case()
-    built(tmp_path)
     store = functools.partial(datastore, loss, project=6)
     wider = checkpoints | {"w": jnp.ones((2, 6, 5))}
     with pytest.raises(ValueError, match=r"parameters: \('w',\) float32\[6,4\], now"):
-        store().open(tmp_path, wider)
+        store().open(folder, wider)
     with pytest.raises(ValueError, match=r"other checkpoints: number 1"):
-        store().open(tmp_path, jax.tree.map(lambda x: x.at[1].add(1e-3), checkpoints))
+        store().open(folder, jax.tree.map(lambda x: x.at[1].add(1e-3), checkpoints))
     with pytest.raises(ValueError, match=r"other where: .*\('b',\), now"):
-        store(where=[("w",)]).open(tmp_path, checkpoints)
+        store(where=[("w",)]).open(folder, checkpoints)
     with pytest.raises(ValueError, match="other project: 6, now None"):
-        datastore(loss).open(tmp_path, checkpoints)
+        datastore(loss).open(folder, checkpoints)
     with pytest.raises(ValueError, match=r"k is 21; wanted 1\.\.20"):
-        store().open(tmp_path, checkpoints).proponents(test, 21)
+        store().open(folder, checkpoints).proponents(test, 21)
 
 
 def test_a_test_set_on_which_the_loss_does_other_things(tmp_path):
@@ -168,12 +198,11 @@ def test_a_test_set_on_which_the_loss_does_other_things(tmp_path):
         store.scores(jnp.ones((2, 4, 2)))
 
 
-def test_damaged_files_are_named(tmp_path):
+def test_damaged_files_are_named(folder):
     loss, checkpoints, _, _, test = case()
-    built(tmp_path)
-    path = tmp_path / "rows-00001.npy"
+    path = folder / "rows-00001.npy"
     whole = path.read_bytes()
-    reopen = functools.partial(datastore(loss, project=6).open, tmp_path, checkpoints)
+    reopen = functools.partial(datastore(loss, project=6).open, folder, checkpoints)
     for damaged in (whole[:-8], b"nothing"):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"rows-00001\.npy is not what was"):
@@ -189,14 +218,14 @@ def test_damaged_files_are_named(tmp_path):
     assert store.scores(test).shape == (4, 20)
 
 
-def test_a_damaged_index_is_named(tmp_path):
+def test_a_damaged_index_is_named(folder):
     loss, checkpoints, *_ = case()
-    reopen = functools.partial(datastore(loss, project=6).open, tmp_path, checkpoints)
+    reopen = functools.partial(datastore(loss, project=6).open, folder, checkpoints)
+    index = folder / "index.json"
+    text = index.read_text()
+    index.unlink()
     with pytest.raises(FileNotFoundError, match=r"index\.json is missing"):
         reopen()
-    built(tmp_path)
-    index = tmp_path / "index.json"
-    text = index.read_text()
     for damaged in (text[:-20], "{}", "[]", text.replace('"format": 1', '"format": 9')):
         index.write_text(damaged)
         with pytest.raises(ValueError, match=r"index\.json cannot be read"):

@@ -10,6 +10,7 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import softmax
 
 from jaxmethods.influence import _chunks
 from jaxmethods.influence.debugging import (
@@ -19,6 +20,7 @@ from jaxmethods.influence.debugging import (
     grouped,
     loss_rise,
 )
+from tests.influence.definition import per_example
 
 CLASSES = ("entailment", "neutral", "contradiction")
 LABELS = (*CLASSES, "non-entailment")
@@ -158,30 +160,35 @@ def test_refusals_of_find_in_danger(change, kind, hint):
 def test_the_loss_of_a_group_is_of_its_probability():
     params, x = model(), draw(5, 9, 4)
     loss, predict = grouped(linear, GROUPS)
-    p = jax.nn.softmax(linear(params, x)) @ GROUPS.astype(np.float32)
-    losses = jax.vmap(lambda g: jax.vmap(lambda x: loss(params, (x, g)))(x))(
-        jnp.arange(4)
-    )
-    np.testing.assert_allclose(losses, -jnp.log(p).T, rtol=1e-5, atol=1e-6)
-    answers = np.asarray(jnp.argmax(linear(params, x), -1))
-    np.testing.assert_array_equal(predict(params, x), GROUPS[answers] > 0)
+    scores = np.asarray(linear(params, x))
+    p = softmax(scores, -1) @ GROUPS
+    each = jax.vmap(jax.vmap(lambda g, x: loss(params, (x, g)), (None, 0)), (0, None))
+    losses = jax.jit(each)(np.arange(4), x)
+    np.testing.assert_allclose(losses, -np.log(p).T, rtol=1e-5, atol=1e-6)
+    answers = jax.jit(predict)(params, x)
+    np.testing.assert_array_equal(answers, GROUPS[scores.argmax(-1)] > 0)
 
 
 def test_one_group_a_class_is_the_cross_entropy(x64):
-    params, x, y = model(), draw(5, 6, 4), jnp.arange(6) % 3
+    params, x, y = model(), draw(5, 6, 4), np.arange(6) % 3
     loss, predict = grouped(linear, np.eye(3, dtype=bool))
-    a, b = (jax.vmap(jax.value_and_grad(f), (None, 0)) for f in (loss, cross_entropy))
-    jax.tree.map(assert_close, a(params, (x, y)), b(params, (x, y)))
-    answers = predict(params, x).argmax(-1)
-    np.testing.assert_array_equal(answers, linear(params, x).argmax(-1))
+
+    @jax.jit
+    def both(params, some):
+        each = (jax.value_and_grad(f) for f in (loss, cross_entropy))
+        return [jax.vmap(f, (None, 0))(params, some) for f in each]
+
+    jax.tree.map(assert_close, *both(params, (x, y)))
+    answers = np.argmax(jax.jit(predict)(params, x), -1)
+    np.testing.assert_array_equal(answers, np.argmax(linear(params, x), -1))
 
 
 def test_gradients_of_groups_are_finite_at_certainty():
     loss, _ = grouped(linear, GROUPS)
     sure = {"w": jnp.zeros((4, 3)), "b": jnp.asarray([200.0, 0.0, -200.0])}
-    x = jnp.ones(4)
+    x, slope = np.ones(4, np.float32), jax.jit(jax.value_and_grad(loss))
     for label, want in enumerate([0.0, 200.0, 400.0, 200.0]):
-        value, gradient = jax.value_and_grad(loss)(sure, (x, label))
+        value, gradient = slope(sure, (x, label))
         assert float(value) == want
         assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
 
@@ -277,16 +284,14 @@ def test_half_precision_has_long_distances():
 def test_the_divergence_is_zero_and_flat_at_the_old_model():
     params, x = model(), draw(5, 6, 4)
     penalty = _penalties.kl_penalty(linear, params, 3.0)
-    value, slope = jax.value_and_grad(penalty)(params, x)
+    value, slope = jax.jit(jax.value_and_grad(penalty))(params, x)
     assert float(value) == 0
     for g in jax.tree.leaves(slope):  # 0 but for the rounding of probabilities
         np.testing.assert_allclose(g, 0, atol=1e-6)
     other = model(7)
-    p, q = (
-        np.asarray(jax.nn.softmax(linear(m, x)), np.float64) for m in (params, other)
-    )
+    p, q = (softmax(np.asarray(linear(m, x), np.float64), -1) for m in (params, other))
     want = 3 * (p * np.log(p / q)).sum(-1).mean()
-    np.testing.assert_allclose(penalty(other, x), want, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(penalty)(other, x), want, rtol=1e-5)
 
 
 def test_a_class_that_is_ruled_out_costs_nothing():
@@ -294,7 +299,7 @@ def test_a_class_that_is_ruled_out_costs_nothing():
         return linear(params, x) + jnp.asarray([[0, 0, -jnp.inf]])
 
     penalty = _penalties.kl_penalty(masked, model(), 1.0)
-    value, slope = jax.value_and_grad(penalty)(model(7), draw(5, 6, 4))
+    value, slope = jax.jit(jax.value_and_grad(penalty))(model(7), draw(5, 6, 4))
     assert float(value) > 0
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(slope))
 
@@ -302,14 +307,20 @@ def test_a_class_that_is_ruled_out_costs_nothing():
 @pytest.mark.parametrize("budget", [2**24, 50])
 def test_the_fisher_diagonal_is_the_mean_square(budget, monkeypatch):
     monkeypatch.setattr(_chunks, "BUDGET", budget)
-    params, some = model(), (draw(5, 7, 4), jnp.arange(7) % 3)
-    got = _penalties.diagonal_fisher(cross_entropy, params, some)
-    each = jax.vmap(jax.grad(cross_entropy), (None, 0))(params, some)
-    want = jax.tree.map(lambda g: (g**2).mean(0), each)
+    params, some = model(), (draw(5, 7, 4), np.arange(7) % 3)
+
+    @jax.jit
+    def diagonal(params):
+        return _penalties.diagonal_fisher(cross_entropy, params, some)
+
+    got = diagonal(params)
+    each = per_example(cross_entropy)(params, some)
+    want = jax.tree.map(lambda g: (np.asarray(g) ** 2).mean(0), each)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, want)
     other = model(7)
-    penalty = _penalties.fisher_penalty(params, got, 2.0)(other)
-    parts = jax.tree.map(lambda f, a, b: (f * (a - b) ** 2).sum(), want, other, params)
+    penalty = jax.jit(_penalties.fisher_penalty(params, got, 2.0))(other)
+    away = jax.tree.map(lambda a, b: np.subtract(a, b) ** 2, other, params)
+    parts = jax.tree.map(lambda f, square: (f * square).sum(), want, away)
     np.testing.assert_allclose(penalty, 2 * sum(jax.tree.leaves(parts)), rtol=1e-5)
 
 
@@ -318,12 +329,17 @@ def test_the_fisher_diagonal_is_the_mean_square(budget, monkeypatch):
 
 def test_the_rise_is_the_derivative_of_a_step(x64):
     params = model()
-    bug, original = ((draw(s, n, 4), jnp.arange(n) % 3) for s, n in ((5, 3), (6, 8)))
-    each = jax.vmap(cross_entropy, (None, 0))
-    slope = jax.grad(lambda p: each(p, bug).mean())(params)
-    ends = [optax.tree.add_scale(params, rate, slope) for rate in (-1e-4, 1e-4)]
-    want = (each(ends[0], original) - each(ends[1], original)) / 2e-4
-    got = jax.jit(lambda p: loss_rise(cross_entropy, p, bug, original))(params)
+    bug, original = ((draw(s, n, 4), np.arange(n) % 3) for s, n in ((5, 3), (6, 8)))
+
+    @jax.jit
+    def rise(params):
+        each = jax.vmap(cross_entropy, (None, 0))
+        slope = jax.grad(lambda p: each(p, bug).mean())(params)
+        ends = [optax.tree.add_scale(params, rate, slope) for rate in (-1e-4, 1e-4)]
+        want = (each(ends[0], original) - each(ends[1], original)) / 2e-4
+        return loss_rise(cross_entropy, params, bug, original), want
+
+    got, want = rise(params)
     np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-9)
 
 

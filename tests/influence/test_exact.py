@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from jaxmethods.influence import aggregate, forms, self_influence, tracin
-from tests.influence.definition import LOSSES, assert_close, build, scores
+from tests.influence.definition import (
+    LOSSES,
+    assert_close,
+    at,
+    build,
+    scores,
+    scores_and_norms,
+)
 
 FACTORED = {
     "dense": {"w", "v"},
@@ -29,21 +36,25 @@ FACTORED = {
 @pytest.mark.parametrize("name", LOSSES)
 def test_scores_are_the_definition(name):
     loss, checkpoints, rates, train, test = build(name)
-    want = scores(loss, checkpoints, rates, train, test)
+    want, own = scores_and_norms(loss, checkpoints, rates, train, test)
     assert np.abs(want).max() > 0.01
-    assert_close(jax.jit(tracin(loss))(checkpoints, rates, train, test), want)
-    own = np.diag(scores(loss, checkpoints, rates, train, train))
-    assert_close(jax.jit(self_influence(loss))(checkpoints, rates, train), own)
     weights = jnp.asarray([1.0, -2.0, 0.5])
-    got = jax.jit(aggregate(loss))(checkpoints, rates, train, test, weights)
-    assert_close(got, weights @ want)
+
+    @jax.jit
+    def all_scores(*args):
+        pairs, summed = tracin(loss)(*args), aggregate(loss)(*args, weights)
+        return pairs, self_influence(loss)(*args[:3]), summed
+
+    pairs, norms, summed = all_scores(checkpoints, rates, train, test)
+    assert_close(pairs, want)
+    assert_close(norms, own)
+    assert_close(summed, weights @ want)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_what_has_factors(name):
     loss, checkpoints, _, train, _ = build(name)
-    params = jax.tree.map(lambda x: x[0], checkpoints)
-    report = forms(loss)(params, train[0])
+    report = forms(loss)(at(checkpoints, 0), np.asarray(train)[0])
     assert {k for (k,), form in report.items() if form.kind == "factors"} == FACTORED[
         name
     ]
@@ -51,7 +62,7 @@ def test_what_has_factors(name):
 
 def test_forms_say_where_and_why():
     loss, checkpoints, _, train, _ = build("decayed")
-    params = jax.tree.map(lambda x: x[0], checkpoints)
+    params = at(checkpoints, 0)
     report = forms(loss)(params, train[0])
     assert report["unused",] == ("unused", "the loss does not depend on it")
     assert report["w",].kind == "whole"
@@ -60,7 +71,7 @@ def test_forms_say_where_and_why():
     report = forms(loss, where=[("scale",)])(params, train[0])
     assert list(report) == [("scale",)]
     loss, checkpoints, _, train, _ = build("used_again_and_transposed")
-    params = jax.tree.map(lambda x: x[0], checkpoints)
+    params = at(checkpoints, 0)
     assert forms(loss)(params, train[0])["v",].place.count("dot_general at") == 2
 
 
@@ -76,9 +87,8 @@ def test_every_form_of_the_inner_product(rows):
     def loss(p, x):
         return jnp.sum(jnp.sin(x @ p["w"]))
 
-    want = scores(loss, params, [2.0], train, test)
+    want, own = scores_and_norms(loss, params, [2.0], train, test)
     assert_close(jax.jit(tracin(loss))(params, [2.0], train, test), want)
-    own = np.diag(scores(loss, params, [2.0], train, train))
     assert_close(jax.jit(self_influence(loss))(params, [2.0], train), own)
 
 
@@ -96,9 +106,9 @@ def test_training_and_test_examples_of_different_lengths():
     train, test = (
         jnp.asarray(rng.normal(size=(3, n, 20)), jnp.float32) for n in (2, 4)
     )
-    for some, other in ((train, test), (test, train)):
-        want = scores(loss, params, [1.0], some, other)
-        assert_close(tracin(loss)(params, [1.0], some, other), want)
+    want = scores(loss, params, [1.0], train, test)
+    assert_close(tracin(loss)(params, [1.0], train, test), want)
+    assert_close(tracin(loss)(params, [1.0], test, train), want.T)
 
 
 @pytest.mark.parametrize("ties", [False, True])

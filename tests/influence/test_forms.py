@@ -22,7 +22,13 @@ from jaxmethods.influence._contract import (
     squared_norm,
 )
 from jaxmethods.influence._gradients import alike, per_example, read_loss
-from tests.influence.definition import assert_close, draw, gradients, scores
+from tests.influence.definition import (
+    assert_close,
+    at,
+    draw,
+    gradients,
+    scores,
+)
 
 CASES = {}
 
@@ -45,17 +51,21 @@ def build(name, n=5, m=3):
     """(loss, params, train, test, factored) of a case, in the default precision."""
     loss, shapes, example, words, factored = CASES[name]
     params = {
-        k: draw(i, shape).astype(float) / max(1, np.prod(shape[:-1], dtype=int)) ** 0.5
+        k: wide(draw(i, shape, max(1, np.prod(shape[:-1], dtype=int)) ** -0.5))
         for i, (k, shape) in enumerate(shapes.items())
     }
 
     def examples(seed, n):
         if words is None:
-            return draw(seed, (n, *example)).astype(float)
+            return wide(draw(seed, (n, *example)))
         found = np.random.default_rng(seed).integers(0, words, (n, *example))
         return jnp.asarray(found, jnp.int32)
 
     return loss, params, examples(10, n), examples(11, m), factored
+
+
+def wide(x):
+    return jnp.asarray(np.asarray(x, float))
 
 
 def squares(x):
@@ -228,20 +238,27 @@ def derivatives_of_the_users(p, x):
 
 def both_forms(recipe, other, params, train, test):
     """Inner products and norms from factors, and from gradients in full."""
-    for stay in (recipe.factored, ()):
-        found = per_example(recipe, params, train, stay)
-        asked = per_example(other, params, test, stay)
-        pairs = sum(inner(asked[i], found[i]) for i in found if i in asked)
-        yield pairs, sum(map(squared_norm, found.values()))
+    found = per_example(recipe, params, train, recipe.factored)
+    asked = per_example(other, params, test, other.factored)
+
+    def formed(gradients):
+        return {
+            i: g.whole() if isinstance(g, Factors) else g for i, g in gradients.items()
+        }
+
+    for a, b in ((found, asked), (formed(found), formed(asked))):
+        pairs = sum(inner(b[i], a[i]) for i in a if i in b)
+        yield pairs, sum(map(squared_norm, a.values()))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_both_forms_are_the_definition(name, x64):
     loss, params, train, test, factored = build(name)
-    recipe = read_loss(loss, params, train[0], range(len(params)))
-    report = forms(loss)(params, train[0])
+    example = at(train, 0)
+    recipe = read_loss(loss, params, example, range(len(params)))
+    report = forms(loss)(params, example)
     assert {k for (k,), form in report.items() if form.kind == "factors"} == factored
-    a, b = (gradients(loss, params, some) for some in (train, test))
+    a, b = gradients(loss, params, train, test)
     assert (np.abs(a).max(0) > 0).mean() > 0.3
     fn = jax.jit(lambda *args: list(both_forms(recipe, recipe, *args)))
     for pairs, norms in fn(params, train, test):
@@ -250,27 +267,16 @@ def test_both_forms_are_the_definition(name, x64):
 
 
 @pytest.mark.parametrize("name", ["gates_that_are_sliced", "a_tied_table"])
-def test_scores_in_single_precision(name):
-    loss, params, train, test, _ = build(name)
-    stacked = jax.tree.map(lambda x: x[None], params)
-    want = scores(loss, stacked, [0.5], train, test)
-    got = jax.jit(tracin(loss))(stacked, [0.5], train, test)
-    assert_close(got, want, rtol=1e-5)
-    own = np.diag(scores(loss, stacked, [0.5], train, train))
-    assert_close(jax.jit(self_influence(loss))(stacked, [0.5], train), own, rtol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["gates_that_are_sliced", "a_tied_table"])
 def test_sequences_of_different_lengths(name, x64):
     loss, params, train, test, factored = build(name)
     test = test[:, :-1]
     pair = alike(
-        *(read_loss(loss, params, x[0], range(len(params))) for x in (train, test))
+        *(read_loss(loss, params, at(x, 0), range(len(params))) for x in (train, test))
     )
     for recipe in pair:
         leaves = {block.leaf for block in recipe.factored.values()}
         assert {sorted(params)[leaf] for leaf in leaves} == factored
-    a, b = (gradients(loss, params, some) for some in (train, test))
+    a, b = gradients(loss, params, train, test)
     fn = jax.jit(lambda *args: list(both_forms(*pair, *args)))
     for pairs, _ in fn(params, train, test):
         assert_close(pairs, b @ a.T, rtol=1e-11)
@@ -283,12 +289,13 @@ def test_parts_used_by_one_of_the_sets_alone_are_whole(x64):
 
     params = {"w": draw(0, (3, 4)), "v": draw(1, (3, 4))}
     long, short = draw(2, (2, 5, 3)), draw(3, (2, 2, 3))
-    pair = alike(*(read_loss(loss, params, x[0], [0, 1]) for x in (long, short)))
+    pair = alike(*(read_loss(loss, params, at(x, 0), [0, 1]) for x in (long, short)))
     for recipe in pair:
         assert {b.leaf for b in recipe.factored.values()} == {0}
         assert recipe.whole == {1: "its products differ between train and test"}
-    a, b = (gradients(loss, params, some) for some in (long, short))
-    for pairs, _ in both_forms(*pair, params, long, short):
+    a, b = gradients(loss, params, long, short)
+    fn = jax.jit(lambda *args: list(both_forms(*pair, *args)))
+    for pairs, _ in fn(params, long, short):
         assert_close(pairs, b @ a.T, rtol=1e-6)
 
 
@@ -410,15 +417,18 @@ def test_inner_products_of_any_factors(sizes, look_ups, groups, seed):
         return Factors(left, jnp.asarray(right, jnp.float32)), whole
 
     (a, whole), (b, other) = factors(n, rows), factors(m, columns)
-    fn = jax.jit(lambda a, b: (a.whole(), inner(a, b), squared_norm(a)))
-    formed, products, norms = fn(a, b)
+    fn = jax.jit(lambda *ab: (ab[0].whole(), ab[0].in_long_rows(), inner(*ab)))
+    formed, long, products = fn(a, b)
     np.testing.assert_array_equal(formed, whole)
+    turned = p > q and not look_ups
+    np.testing.assert_array_equal(long.swapaxes(-1, -2) if turned else long, whole)
+    norms = jax.jit(squared_norm)(a)
     pairs = whole.reshape(n, -1) @ other.reshape(m, -1).T
     np.testing.assert_array_equal(products, pairs)
     np.testing.assert_array_equal(norms, (whole.reshape(n, -1) ** 2).sum(1))
     if look_ups:
         matrix = rng.integers(-3, 4, (p, 2)).astype(np.float32)
-        spelled = np.asarray(a._replace(right=jnp.ones_like(a.right)).left @ matrix)
+        spelled = np.asarray(a.left @ matrix)
         assert spelled.shape == (n, *lead, look_ups + rows, 2)
         np.testing.assert_array_equal(
             np.einsum("n...tk,n...tq->n...kq", spelled, a.right),
@@ -431,7 +441,6 @@ def test_ids_outside_a_table_have_no_gradient():
     table = jnp.asarray(np.random.default_rng(0).normal(size=(5, 2)))
     loss = lambda p, ids: jnp.sum(jnp.tanh(p["e"][ids]))  # noqa: E731
     train, test = jnp.asarray([[0, 9], [4, 1]]), jnp.asarray([[9, 9], [4, 2]])
-    grads = jax.vmap(jax.grad(loss), (None, 0))
-    a, b = (grads({"e": table}, ids)["e"].reshape(2, -1) for ids in (test, train))
+    a, b = gradients(loss, {"e": table}, test, train)
     got = tracin(loss)([{"e": table}], [1.0], train, test)
     np.testing.assert_allclose(got, a @ b.T, rtol=1e-5, atol=1e-6)

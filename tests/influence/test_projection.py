@@ -1,6 +1,7 @@
 """Projected scores: unbiased at any size, exact where there is room for all numbers."""
 
 import functools
+import inspect
 import math
 
 import jax
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from jaxmethods.influence import tracin
+from jaxmethods.influence import datastore, proponents, tracin
 from jaxmethods.influence._projection import lay_out
 from tests.influence.definition import assert_close, build, draw
 
@@ -190,5 +191,14 @@ def test_what_is_refused():
         tracin(loss, project=8.0)
     with pytest.raises(TypeError, match=r"key is uint32\[2\]; wanted a typed key"):
         tracin(loss, project=8)(jnp.zeros(2, jnp.uint32), *args)
-    with pytest.raises(TypeError):
-        tracin(loss, project=8)(*args)  # Without its key.
+    hint = r"(?s)with project= a key comes first; key is dict .*; wanted a typed key"
+    for score in (tracin(loss, project=8), proponents(loss, 2, project=8)):
+        with pytest.raises(TypeError, match=hint):
+            score(*args)
+    for score in (tracin(loss), proponents(loss, 2), datastore(loss).build):
+        with pytest.raises(TypeError, match=r"key came first, and project is None; w"):
+            score(jax.random.key(0), *args)
+    first, *_ = inspect.signature(tracin(loss)).parameters
+    assert first == "checkpoints"
+    first, *_ = inspect.signature(tracin(loss, project=8)).parameters
+    assert first == "key"

@@ -12,8 +12,8 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from jaxmethods.influence import _chunks, opponents, proponents, tracin
-from jaxmethods.influence._ranking import NOBODY, Order
-from tests.influence.definition import assert_close, build
+from jaxmethods.influence._ranking import NOBODY, Order, merge
+from tests.influence.definition import assert_close, build, draw
 
 TOPS = {"proponents": (proponents, 1), "opponents": (opponents, -1)}
 
@@ -37,8 +37,15 @@ def scored(n=24, m=5):
     return args, np.asarray(jax.jit(tracin(args[0]))(*args[1:]))
 
 
-@pytest.mark.parametrize("name", TOPS)
-@pytest.mark.parametrize("budget, k", [(2**24, 24), (1500, 1), (1, 3)])
+@pytest.mark.parametrize(
+    "name, budget, k",
+    [
+        ("proponents", 2**24, 24),
+        ("opponents", 2**24, 2),
+        ("proponents", 1500, 1),
+        ("opponents", 1, 3),
+    ],
+)
 def test_the_ends_of_the_scores_in_any_chunks(name, budget, k, monkeypatch):
     monkeypatch.setattr(_chunks, "BUDGET", budget)
     (loss, *args), scores = scored()
@@ -56,15 +63,31 @@ small = st.integers(-2, 2).map(float)
     st.booleans(),
 )
 def test_ties_go_to_the_lower_number_whatever_the_parts(values, sign, backwards):
-    scores = jnp.asarray(values, jnp.float32).reshape(2, 12)
-    scores = jnp.where(scores == 1, -0.0, scores)  # As good as 0, and no better.
+    scores = np.asarray(values, np.float32).reshape(2, 12)
+    scores = np.where(scores == 1, np.float32(-0.0), scores)  # As good as 0.
     order, best = Order(4, sign), Order(4, sign).empty(2, jnp.float32)
     parts = [np.arange(i, 12, 3) for i in range(3)]
     for part in parts[:: -1 if backwards else 1]:
-        index = jnp.asarray([*part, NOBODY])
-        some = jnp.concatenate([scores[:, part], jnp.full((2, 1), 9.0)], 1)
-        best = order.merge(best, some, index)
+        index = np.asarray([*part, NOBODY], np.int32)
+        some = np.concatenate([scores[:, part], np.full((2, 1), 9, np.float32)], 1)
+        best = merge(order, best, some, index)
     assert_top(best, scores, sign)
+
+
+def test_the_ends_of_projected_scores():
+    def loss(p, x):
+        return jnp.sum(jnp.sin(x @ p["w"]))
+
+    args = {"w": draw(0, (1, 6, 5))}, np.ones(1), draw(1, (24, 6)), draw(2, (5, 6))
+    key = jax.random.key(3)
+    want = jax.jit(tracin(loss, project=6))(key, *args)
+    found = jax.jit(proponents(loss, 4, project=6))(key, *args)
+    assert_top(found, want, 1)
+    stream = iter([args[2][:20], args[2][20:]])
+    found = opponents(loss, 4, project=6)(key, *args[:2], stream, args[3])
+    assert_top(found, want, -1)
+    with pytest.raises(ValueError, match="project is 0; wanted at least 1"):
+        proponents(loss, 4, project=0)
 
 
 @pytest.mark.parametrize("name", TOPS)
@@ -114,7 +137,7 @@ def test_eager_is_jit_and_vmap_over_models():
     (loss, checkpoints, *rest), scores = scored()
     top = opponents(loss, 4)
     assert_top(top(checkpoints, *rest), scores, -1)
-    several = jax.tree.map(lambda x: jnp.stack([0.5 * x, x]), checkpoints)
+    several = jax.tree.map(lambda x: np.stack([0.5 * np.asarray(x), x]), checkpoints)
     got = jax.jit(jax.vmap(lambda c: top(c, *rest)))(several)
     assert_top(jax.tree.map(lambda x: x[1], got), scores, -1)
 
@@ -123,17 +146,18 @@ def test_a_score_that_is_not_finite_leads():
     def loss(p, x):
         return jnp.sum(x * p["w"] ** 2)
 
-    params, rates = {"w": jnp.ones((1, 3))}, jnp.ones(1)
-    train = jnp.ones((6, 3)).at[4, 1].set(jnp.nan).at[2, 0].set(-jnp.inf)
+    params, rates = {"w": np.ones((1, 3), np.float32)}, np.ones(1)
+    train, test = np.ones((6, 3), np.float32), np.ones((2, 3), np.float32)
+    train[4, 1], train[2, 0] = np.nan, -np.inf
     for top, _ in TOPS.values():
-        got = jax.jit(top(loss, 3))(params, rates, train, jnp.ones((2, 3)))
+        got = jax.jit(top(loss, 3))(params, rates, train, test)
         assert got.indices.tolist() == [[2, 4, 0]] * 2
         assert not np.isfinite(got.scores[:, :2]).any()
     with pytest.raises(ValueError, match=r"not finite: the scores of train \[2, 4"):
-        opponents(loss, 3)(params, rates, train, jnp.ones((2, 3)))
+        opponents(loss, 3)(params, rates, train, test)
     with pytest.raises(ValueError, match=r"not finite: the scores of test \[1\]"):
-        test = jnp.ones((2, 3)).at[1, 0].set(jnp.inf)
-        proponents(loss, 1)(params, rates, jnp.ones((4, 3)), test)
+        test[1, 0] = np.inf
+        proponents(loss, 1)(params, rates, np.ones((4, 3)), test)
 
 
 @pytest.mark.optimized

@@ -12,7 +12,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from jaxmethods.influence import _chunks, tracin, word_shares, words
-from tests.influence.definition import assert_close, draw
+from tests.influence.definition import assert_close, at, draw, gradients
 
 VOCABULARY, WIDTH, PLACES = 9, 4, 5
 PARAMS = {"emb": draw(0, (2, VOCABULARY, WIDTH)), "w": draw(1, (2, WIDTH, 3))}
@@ -29,8 +29,7 @@ TRAIN, TEST = texts(2, 6), texts(3, 4)
 
 def head(p, rows):
     """A loss of looked-up rows in which places interact."""
-    rows = rows.reshape(-1, WIDTH)
-    return jnp.sum(jnp.sin(jnp.cumsum(jnp.tanh(rows), 0) @ p["w"]))
+    return jnp.sum(jnp.sin(jnp.tanh(rows.reshape(-1, WIDTH)).sum(0) @ p["w"]))
 
 
 def by_index(p, tokens):
@@ -109,7 +108,10 @@ LOSSES = (
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_definition(loss):
-    want = jax.jit(tracin(loss, where=[("emb",)]))(PARAMS, RATES, TRAIN, TEST)
+    want, size = 0.0, VOCABULARY * WIDTH  # The table comes first.
+    for k, rate in enumerate([0.5, 0.25]):
+        a, b = gradients(loss, at(PARAMS, k), TRAIN, TEST)
+        want = want + rate * b[:, :size] @ a[:, :size].T
     got = jax.jit(words(loss, ("emb",)))(PARAMS, RATES, TRAIN, TEST)
     assert got.dtype == jnp.float32
     assert_close(got, want, 1e-5)
@@ -164,22 +166,20 @@ ids = st.integers(0, VOCABULARY - 1)
 @settings(max_examples=25, deadline=None)
 @given(st.lists(ids, min_size=25, max_size=25))
 def test_only_shared_words_that_count(tokens):
-    tokens = jnp.asarray(tokens).reshape(5, PLACES)
-    train, test = tokens[:3], tokens[3:]
+    train, test = np.split(np.asarray(tokens, np.int32).reshape(5, PLACES), [3])
     found = {k: fn(PARAMS, RATES, train, test) for k, fn in FUNCTIONS.items()}
     whole, _, odd, even = found.values()
-    assert_close(odd + even, whole, 1e-4)
+    assert_close(np.add(odd, even), whole, 1e-4)
     for exclude, score in found.items():
         shared = test[:, None, :, None] == train[None, :, None, :]
-        shared &= ~jnp.isin(test, jnp.asarray([*exclude], int))[:, None, :, None]
+        shared &= ~np.isin(test, exclude)[:, None, :, None]
         assert not np.asarray(score)[~shared.any((2, 3))].any()
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(ids, min_size=25, max_size=25))
 def test_shares_add_up_and_follow_the_places(tokens):
-    tokens = jnp.asarray(tokens).reshape(5, PLACES)
-    train, test = tokens[:3], tokens[3:]
+    train, test = np.split(np.asarray(tokens, np.int32).reshape(5, PLACES), [3])
     got = SHARES(PARAMS, RATES, train, test)
     assert got.shape == (2, 3, PLACES)
     assert_close(got.sum(-1), FUNCTIONS[1,](PARAMS, RATES, train, test), 1e-4)
@@ -206,12 +206,17 @@ def test_a_tied_output_layer_is_no_word():
     def untied(p, tokens):
         return tied(p, tokens, lax.stop_gradient(p["emb"]))
 
-    got = jax.jit(words(loss, ("emb",)))(PARAMS, RATES, TRAIN, TEST)
-    assert_close(got, jax.jit(tracin(untied))(PARAMS, RATES, TRAIN, TEST), 1e-5)
-    none = ~(TEST[:, None, :-1, None] == TRAIN[None, :, None, :-1]).any((2, 3))
+    @jax.jit
+    def every(*args):
+        return words(loss, ("emb",))(*args), *(tracin(f)(*args) for f in (untied, loss))
+
+    got, want, both = every(PARAMS, RATES, TRAIN, TEST)
+    assert_close(got, want, 1e-5)
+    asked, known = (np.asarray(x)[:, :-1] for x in (TEST, TRAIN))
+    none = ~(asked[:, None, :, None] == known[None, :, None]).any((2, 3))
     assert none.any()
-    assert not got[none].any()
-    assert jax.jit(tracin(loss))(PARAMS, RATES, TRAIN, TEST)[none].all()
+    assert not np.asarray(got)[none].any()
+    assert np.asarray(both)[none].all()
 
 
 def test_chunks_vmap_and_devices(monkeypatch):
@@ -285,6 +290,8 @@ def test_bad_tables():
         run(by_index, ("emb",), exclude=(0, 9))
     with pytest.raises(ValueError, match=r"-1; wanted 0\.\.8"):
         run(by_index, ("emb",), exclude=[-1])
+    with pytest.raises(TypeError, match=r"exclude is int 1; .*: exclude=\(1,\)"):
+        run(by_index, ("emb",), exclude=1)
     with pytest.raises(TypeError, match=r"exclude is float 1\.0; wanted a Python"):
         run(by_index, ("emb",), exclude=[1.0])
 

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmethods.quantize import QTensor, _qtensor, bhq, psq, ptq
+from jaxmethods.kernels import pack_levels, unpack_levels
+from jaxmethods.quantize import QTensor, bhq, psq, ptq
 
-pack = jax.jit(_qtensor.pack, static_argnums=1)
+pack = jax.jit(pack_levels, static_argnums=1)
 dequantize = jax.jit(QTensor.dequantize)
-unpack = jax.jit(_qtensor.unpack, static_argnums=(1, 2))
+unpack = jax.jit(unpack_levels, static_argnums=(1, 2))
 
 PER_BYTE = {2: 4, 3: 2, 4: 2, 5: 1, 6: 1, 7: 1, 8: 1}
 every_bits = pytest.mark.parametrize("bits", PER_BYTE)
@@ -75,3 +76,11 @@ def test_zero_is_a_code_when_aligned():
     tensor = psq(2, zero_aligned=True).quantize(None, x)
     assert int(tensor.decoder.grid.zero[0, 0]) == 1
     np.testing.assert_array_equal(unpack(tensor.codes, 2, (1, 3)), [[0, 1, 3]])
+
+
+def test_a_batch_of_codes_says_where_it_can_be_read():
+    keys, x = jax.random.split(jax.random.key(0), 3), jnp.ones((4, 5))
+    tensors = jax.vmap(lambda key: psq(8).quantize(key, x))(keys)
+    with pytest.raises(ValueError, match=r"uint8\[3,4,5\], a batch.*jax\.vmap"):
+        tensors.dequantize()
+    assert jax.vmap(QTensor.dequantize)(tensors).shape == (3, 4, 5)

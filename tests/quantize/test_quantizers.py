@@ -376,3 +376,16 @@ def test_unknown_options_and_foreign_quantizers_are_named():
         psq(8, per="row")
     with pytest.raises(TypeError, match=r"wanted a quantizer such as psq\(4\)"):
         variance(jnp.round, jnp.ones((4, 3)))
+
+
+@pytest.mark.parametrize("q", [ptq(2), psq(3), psq(3, zero_aligned=True), bhq(4)])
+def test_a_range_too_wide_for_its_step_is_no_number(q):
+    x = jnp.full((4, 6), 3e38).at[:, 0].set(-3e38)
+    assert jnp.isnan(q(None, x)).all()
+    largest = x / 128
+    np.testing.assert_allclose(q(None, largest), largest, rtol=0.2)
+
+
+def test_numbers_of_8_bits_are_refused():
+    with pytest.raises(TypeError, match=r"float8_e4m3fn\[2\], which has 8 bits"):
+        ptq(4)(None, jnp.ones(2, jnp.float8_e4m3fn))

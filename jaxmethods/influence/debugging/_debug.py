@@ -92,7 +92,9 @@ def debug(
         params: A pytree of which the floating leaves are tuned; `optax.masked` or
             `optax.partition` leaves others out.
         debug_set: (inputs, labels): a pytree with a leading axis of m examples, and
-            integers (m,), 0 or more.
+            integers (m,), 0 or more. How many classes there are is known from `logits`
+            or from columns of `predict`: without either a label beyond the last class
+            is not seen, and is never predicted.
         original_set: (inputs, labels), like `debug_set` but for the number; may be
             empty where it is not read. "fisher" reads all of it, with a gradient each:
             give it a sample of a large set.
@@ -106,7 +108,8 @@ def debug(
         batch_size: Original examples a batch; "epoch" and "intensive".
         radius: Of the ball, 0 or more, may be traced; "l2_ball".
         weight: Of the penalty, 0 or more, may be traced; "l2_penalty", "kl", "fisher".
-        logits: `logits(params, inputs)` -> (n, n_classes); needed by "kl".
+        logits: `logits(params, inputs)` -> (n, n_classes); needed by "kl", and with any
+            method what tells labels that are no class.
 
     Returns:
         `Debugged(params, steps, passes, solved)`. A gradient that is not finite stops
