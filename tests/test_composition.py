@@ -92,6 +92,16 @@ def sketch_of_quantize():
     assert error.max() < 5
 
 
+def sketch_of_bound():
+    """The directions that the lower planes of all examples lean on most."""
+    planes = bound.linear_bounds(lambda x: net(PARAMS, x))
+    slopes = jax.jit(jax.vmap(lambda x: planes(bound.Ball(x, EPS)).lower_slope))(XS)
+    A = slopes.reshape(-1, XS.shape[1])
+    got = jax.jit(sketch.svd, static_argnums=2)(fresh(), A, 2)
+    close(got.s, np.linalg.svd(A, compute_uv=False)[:2], rtol=1e-4)
+    close(jnp.abs(got.Vt @ np.linalg.svd(A)[2][:2].T), jnp.eye(2), atol=1e-3)
+
+
 def sketch_of_influence():
     """Scores of sketched gradients: on average over keys they are the scores."""
     run = influence.tracin(loss, project=12)
@@ -304,6 +314,22 @@ def train_on_mesh(local_loss):
     return values
 
 
+def shard_of_sketch():
+    """One psum of sketched gradients is the sketch of their mean."""
+    n = sum(leaf.size for leaf in jax.tree.leaves(PARAMS))
+    S = sketch.countsketch(fresh(), 16, n)
+
+    def local(xs, ys):
+        # Cast first, or the gradients are summed over the mesh before the sketch.
+        mine = jax.tree.map(lambda w: jax.lax.pcast(w, "data", to="varying"), PARAMS)
+        gradient = jax.grad(batch_loss)(mine, xs, ys)
+        return jax.lax.pmean(sketch.tree(S, gradient), "data")
+
+    spec = P("data")
+    run = jax.shard_map(local, mesh=mesh_of(4), in_specs=(spec, spec), out_specs=P())
+    close(jax.jit(run)(XS, YS), sketch.tree(S, jax.grad(batch_loss)(PARAMS, XS, YS)))
+
+
 def shard_of_quantize():
     """AdaComp on top of five-bit gradients trains."""
     values = train_on_mesh(batch_loss)
@@ -341,9 +367,7 @@ CELLS = {
     if f"{name}_of_{of}" in globals()
 }
 AWAITED = {
-    ("sketch", "bound"): "sketch.svd",
     ("quantize", "shard"): "shard.int8",
-    ("shard", "sketch"): "sketch.tree",
 }
 EMPTY = {("influence", "sketch")}
 

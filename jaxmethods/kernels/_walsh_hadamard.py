@@ -106,5 +106,5 @@ def _sylvester(length: int) -> np.ndarray:
     return matrix
 
 
-def _product(left: jax.Array, right: jax.Array) -> jax.Array:
+def _product(left: np.ndarray | jax.Array, right: jax.Array) -> jax.Array:
     return jnp.matmul(left, right, precision="highest")

@@ -56,12 +56,25 @@ class LinearOperator(Protocol):
         ...
 
 
+class SlicedOperator(LinearOperator, Protocol):
+    """An operator that knows the operator of its columns start..start+size-1."""
+
+    def columns(self, start: Any, size: int) -> Any:
+        """Those columns; `start` may be traced."""
+        ...
+
+    def __matmul__(self, other: Any) -> Any:
+        """`S @ A`."""
+        ...
+
+
 def matmul(operator: LinearOperator, other: Any) -> Any:
     """`S @ A` for a vector or matrix A, or the operator `S1 @ S2`.
 
     Args:
         operator: shape (m, n).
-        other: floating (n,) or (n, d), or an operator of shape (n, p).
+        other: floating (n,) or (n, d), which may be a BCOO matrix where every column
+            of S has few entries, or an operator of shape (n, p).
 
     Returns:
         (m,) or (m, d) in the dtype of A, or an operator of shape (m, p).
@@ -69,7 +82,8 @@ def matmul(operator: LinearOperator, other: Any) -> Any:
     Raises:
         TypeError: A is not floating.
         ValueError: the shapes do not match, or A is sharded over Explicit mesh axes.
-        NotImplementedError: A is a sparse matrix.
+        NotImplementedError: A is a sparse matrix and S no sparse stack, or A is no
+            BCOO matrix of single numbers.
     """
     rows, columns = operator.shape
     if isinstance(other, LinearOperator):
@@ -80,10 +94,7 @@ def matmul(operator: LinearOperator, other: Any) -> Any:
             )
         return Product(operator, other)
     if hasattr(other, "todense"):
-        raise NotImplementedError(
-            f"A is a sparse {type(other).__name__}; wanted a dense array: pass "
-            f"A.todense()."
-        )
+        return _matmul_sparse(operator, other)
     array = check_floating(other, "A")
     if array.ndim not in (1, 2) or array.shape[0] != columns:
         raise ValueError(
@@ -109,6 +120,26 @@ def matmul(operator: LinearOperator, other: Any) -> Any:
     matrix = array if array.ndim == 2 else array[:, None]
     out = linear_apply(inner, matrix, transposed=transposed)
     return out if array.ndim == 2 else out[:, 0]
+
+
+def _matmul_sparse(operator: LinearOperator, matrix: Any) -> jax.Array:
+    """`S @ A` for a sparse A; its derivative in `A.data` is left to jax."""
+    # Seen by its parts: to import the class takes a quarter of a second.
+    places = getattr(matrix, "indices", jnp.zeros(0))
+    single = places.ndim == 2 and places.shape == (*matrix.data.shape, 2)
+    if not single or not hasattr(operator, "apply_sparse"):
+        raise NotImplementedError(
+            f"A is a sparse {type(matrix).__name__} and S a {type(operator).__name__}; "
+            f"wanted a BCOO matrix with n_batch = n_dense = 0 and a sparse_stack or "
+            f"countsketch: use one, or pass A.todense()."
+        )
+    check_floating(matrix.data, "A.data")
+    if matrix.shape[0] != operator.shape[1]:
+        raise ValueError(
+            f"A is a BCOO matrix of shape {matrix.shape}; wanted {operator.shape[1]} "
+            f"rows, as many as this operator of shape {operator.shape} has columns."
+        )
+    return operator.apply_sparse(matrix)
 
 
 def transpose(operator: LinearOperator) -> LinearOperator:

@@ -79,6 +79,20 @@ class SparseColumns:
         )
         return sum(out, start=jnp.zeros((), stacks.dtype)).astype(matrix.dtype)
 
+    def apply_sparse(self, matrix: Any) -> jax.Array:
+        """`S A` of a BCOO matrix (n, d), unchecked: k additions a stored number."""
+        size = stack_rows(self.num_rows, len(self.bucket))
+        dtype = jnp.promote_types(matrix.dtype, jnp.float32)
+        row, column = matrix.indices.T
+        # What pads a BCOO matrix stands past its last row, and falls out here.
+        bucket = self.bucket.at[:, row].get(mode="fill", fill_value=size)
+        sign = self.sign.at[:, row].get(mode="fill", fill_value=0).astype(dtype)
+        stack = jnp.arange(len(bucket))[:, None]
+        room = jnp.zeros((len(bucket), size, matrix.shape[1]), dtype)
+        terms = sign * matrix.data.astype(dtype)[None]
+        sums = room.at[stack, bucket, column[None]].add(terms, mode="drop")
+        return join_stacks(sums, matrix.dtype)
+
     def columns(self, start: Any, size: int) -> "SparseColumns":
         """Columns start..start+size-1 as an operator; start may be traced.
 

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 
 from ..core import check_integer, check_key
 from ..kernels import block_roll, block_roll_transpose, random_bits, rolled_buckets
+from ._column_signs import column_signs
 from ._operator import check_sketch_shape, check_window, dense, matmul, transpose
 from ._sparse_columns import SparseColumns
 from ._stacks import debias_stack, join_stacks, split_stacks, stack_rows
 
-_WORD = 32  # signs in one random word
 _OFFSETS = 1 << 31  # the streams above this draw offsets, those below signs
 
 
@@ -145,6 +145,10 @@ class SparseStack:
         out = block_roll_transpose(stacks, self._signs(), *self._offsets())
         return out.astype(matrix.dtype)
 
+    def apply_sparse(self, matrix: Any) -> jax.Array:
+        """`S A` of a BCOO matrix (n, d), unchecked: an addition a number and entry."""
+        return self.explicit().apply_sparse(matrix)
+
     def columns(self, start: Any, size: int) -> "SparseStack":
         """Columns start..start+size-1 as an operator; start may be traced.
 
@@ -173,14 +177,8 @@ class SparseStack:
         return SparseColumns(bucket, self._signs(), self.num_rows)
 
     def _signs(self) -> jax.Array:
-        """int8 (k, n) of -1 and 1: bit j % 32 of a column's word j // 32."""
-        column = _counters(self.start, self.num_columns)
-        stack = jnp.arange(-(-self.k // _WORD), dtype=jnp.uint32)
-        words = random_bits(self.key, column[None, :], stack[:, None])
-        bit = jnp.arange(_WORD, dtype=jnp.uint32)[None, :, None]
-        bits = (words[:, None, :] >> bit) & jnp.uint32(1)
-        bits = bits.reshape(-1, self.num_columns)[: self.k]
-        return jnp.int8(1) - jnp.int8(2) * bits.astype(jnp.int8)
+        """int8 (k, n) of -1 and 1."""
+        return column_signs(self.key, self.start, self.num_columns, self.k)
 
     def _offsets(self) -> tuple[jax.Array, jax.Array]:
         """The offsets (k, blocks) of the blocks met, and where in one we start."""

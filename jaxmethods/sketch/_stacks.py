@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core import is_concrete
+from ._debiasing import debias_independent
 
 
 def stack_rows(num_rows: int, k: int) -> int:
@@ -51,9 +51,4 @@ def debias_stack(num_rows: int, k: int, d: Any) -> Any:
             f"rows of high leverage may share their only bucket; use sparse_stack "
             f"with k >= 2."
         )
-    if is_concrete(d) and not 0 <= d < num_rows:
-        raise ValueError(
-            f"d is {d} and m is {num_rows}; wanted 0 <= d < m, or the sketched Gram "
-            f"has no inverse: take more rows m."
-        )
-    return (num_rows - d) / num_rows
+    return debias_independent(num_rows, d)

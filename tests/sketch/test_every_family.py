@@ -1,5 +1,7 @@
 """Laws that every sketching operator obeys, over the table of families."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.experimental.sparse import BCOO
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -15,8 +16,12 @@ from jaxmethods import sketch
 
 from .families import FAMILIES
 
-M, N = 8, 37
+M, N = 16, 37
 every_family = pytest.mark.parametrize("family", FAMILIES)
+# One of each implementation: for what does not depend on how it was drawn.
+each_kind = pytest.mark.parametrize(
+    "family", ["sparse_stack", "gaussian", "srht", "less"]
+)
 
 
 @jax.jit  # one program: XLA draws the operator once
@@ -26,6 +31,14 @@ def both_ways(S, A, Y):
 
 def new(family, seed=0, m=M, n=N):
     return FAMILIES[family].new(jax.random.key(seed), m, n)
+
+
+def assert_same(family, got, want):
+    """Equal to the bit where the family's sums are exact, else to rounding."""
+    if FAMILIES[family].exact:
+        np.testing.assert_array_equal(got, want)
+    else:
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
 
 
 def normal(seed, *shape):
@@ -50,35 +63,36 @@ def test_mean_of_gram_is_the_identity(family):
 
 
 @given(seed=st.integers(0, 2**31))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @every_family
 def test_products_agree_with_the_dense_matrix(family, seed):
     S, A, Y = new(family, seed), whole_numbers(seed, N, 3), whole_numbers(seed, M, 2)
     assert S.shape == (M, N) and S.T.shape == (N, M)
     D, forward, back = both_ways(S, A, Y)
     assert D.shape == (M, N)
-    np.testing.assert_array_equal(forward, D @ A)
-    np.testing.assert_array_equal(back, D.T @ Y)
+    assert_same(family, forward, D @ A)
+    assert_same(family, back, D.T @ Y)
     forward, back = both_ways(S, A[:, 0], Y[:, 1])[1:]
-    np.testing.assert_array_equal(forward, D @ A[:, 0])
-    np.testing.assert_array_equal(back, D.T @ Y[:, 1])
+    assert_same(family, forward, D @ A[:, 0])
+    assert_same(family, back, D.T @ Y[:, 1])
 
 
-@every_family
+@each_kind
 def test_transpose_of_the_transpose_and_its_dense_form(family):
     S = new(family)
     assert S.T.T is S
     np.testing.assert_array_equal(S.T.dense(), S.dense().T)
-    np.testing.assert_allclose(S.T.T @ normal(0, N), S @ normal(0, N))
+    np.testing.assert_array_equal(S.T.T @ normal(0, N), S @ normal(0, N))
 
 
-@every_family
+@each_kind
 @pytest.mark.parametrize("n", [1, M + 1])
 def test_few_columns(family, n):
-    A, Y = whole_numbers(0, n, 2), whole_numbers(1, M, 2)
-    D, forward, back = both_ways(new(family, 3, n=n), A, Y)
-    np.testing.assert_array_equal(forward, D @ A)
-    np.testing.assert_array_equal(back, D.T @ Y)
+    m = min(M, n) if FAMILIES[family].distinct else M
+    A, Y = whole_numbers(0, n, 2), whole_numbers(1, m, 2)
+    D, forward, back = both_ways(new(family, 3, m, n), A, Y)
+    assert_same(family, forward, D @ A)
+    assert_same(family, back, D.T @ Y)
 
 
 @every_family
@@ -90,25 +104,25 @@ def test_one_operator_however_it_is_made(family):
     batch = jax.jit(jax.vmap(lambda S, A: S @ A, (0, None)))(many, A)
     back = jax.jit(jax.vmap(lambda S, Y: S.T @ Y))(many, batch)
     fresh = jax.vmap(lambda key: make(key) @ A)(jax.random.split(jax.random.key(2), 3))
-    np.testing.assert_array_equal(fresh, batch)
+    assert_same(family, fresh, batch)
     for key, sketched, returned in zip(keys, batch, back, strict=True):
         S = make(key)
-        np.testing.assert_array_equal(S @ A, sketched)
-        np.testing.assert_array_equal(jitted(key) @ A, sketched)
-        np.testing.assert_array_equal(S.T @ sketched, returned)
+        assert_same(family, S @ A, sketched)
+        assert_same(family, jitted(key) @ A, sketched)
+        assert_same(family, S.T @ sketched, returned)
     assert np.abs(batch[0] - batch[1]).max() > 0
 
 
-@every_family
+@each_kind
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_vmap_over_matrices(family, axis):
     S, A = new(family), whole_numbers(4, 5, N, 3)
     got = jax.vmap(lambda A: S @ A, axis, axis)(jnp.moveaxis(A, 0, axis))
     want = np.stack([S @ one for one in A])
-    np.testing.assert_array_equal(got, np.moveaxis(want, 0, axis))
+    assert_same(family, got, np.moveaxis(want, 0, axis))
 
 
-@every_family
+@each_kind
 def test_one_trace_serves_every_key_and_place(family):
     chex.clear_trace_counter()
 
@@ -121,10 +135,10 @@ def test_one_trace_serves_every_key_and_place(family):
     for seed, start in ((0, 0), (1, 7), (2, 30)):
         S = new(family, seed)
         want = np.asarray(S.dense())[:, start : start + 5] @ A
-        np.testing.assert_array_equal(part(S, start, A), want)
+        assert_same(family, part(S, start, A), want)
 
 
-@every_family
+@each_kind
 def test_columns_of_columns(family):
     S = new(family)
     part = S.columns(9, 20).columns(jnp.int32(3), 8)
@@ -132,7 +146,7 @@ def test_columns_of_columns(family):
     np.testing.assert_array_equal(part.dense(), np.asarray(S.dense())[:, 12:20])
 
 
-@every_family
+@each_kind
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_dtype_of_the_operand_is_kept_and_summed_in_float32(family, dtype):
     n = 2400
@@ -150,7 +164,7 @@ def test_dtype_of_the_operand_is_kept_and_summed_in_float32(family, dtype):
         ).all()
 
 
-@every_family
+@each_kind
 def test_no_columns(family):
     S = new(family)
     assert (S @ jnp.ones((N, 0))).shape == (M, 0)
@@ -159,15 +173,15 @@ def test_no_columns(family):
     assert jax.vmap(lambda A: S @ A)(jnp.ones((0, N, 2))).shape == (0, M, 2)
 
 
-@every_family
+@each_kind
 def test_double_precision(family, x64):
     S = new(family)
     A = normal(7, N, 2).astype(jnp.float64)
     assert S.dense().dtype == (S @ A).dtype == jnp.float64
-    np.testing.assert_allclose(S @ A, np.asarray(S.dense()) @ A, rtol=1e-13, atol=1e-14)
+    np.testing.assert_allclose(S @ A, np.asarray(S.dense()) @ A, rtol=1e-13, atol=1e-13)
 
 
-@every_family
+@each_kind
 def test_derivatives_of_every_order(family):
     square = lambda S, a: ((S @ a) ** 2).sum() / 2  # noqa: E731
 
@@ -182,12 +196,12 @@ def test_derivatives_of_every_order(family):
     D = np.asarray(S.dense())
     *linear, hessian, swapped = derivatives(S, a, y)
     for got in linear:
-        np.testing.assert_allclose(got, D, rtol=1e-6)
-    np.testing.assert_allclose(hessian, D.T @ D, atol=1e-6)
-    np.testing.assert_allclose(swapped, D.T @ y, rtol=1e-5)
+        np.testing.assert_allclose(got, D, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(hessian, D.T @ D, atol=1e-5)
+    np.testing.assert_allclose(swapped, D.T @ y, rtol=1e-5, atol=1e-6)
 
 
-@every_family
+@each_kind
 def test_gradient_through_a_batch_of_operators(family):
     keys = jax.random.split(jax.random.key(9), 3)
     A = whole_numbers(9, N, 2)
@@ -202,10 +216,9 @@ def test_gradient_through_a_batch_of_operators(family):
 
 
 @every_family
-@pytest.mark.parametrize("devices", [2, 8])
-def test_row_shards_add_up_to_the_bit(family, devices):
+def test_row_shards_add_up_to_the_bit(family):
     n, key, A = 48, jax.random.key(11), whole_numbers(10, 48, 3)
-    mesh = Mesh(np.array(jax.devices()[:devices]), ("rows",))
+    mesh = Mesh(np.array(jax.devices()), ("rows",))
 
     def local(key, A):
         start = jax.lax.axis_index("rows") * len(A)
@@ -216,11 +229,11 @@ def test_row_shards_add_up_to_the_bit(family, devices):
     specs = dict(in_specs=(P(), P("rows")), out_specs=(P(), P("rows")))
     total, back = jax.jit(jax.shard_map(local, mesh=mesh, **specs))(key, A)
     S = FAMILIES[family].new(key, M, n)
-    np.testing.assert_array_equal(total, S @ A)
-    np.testing.assert_array_equal(back, S.T @ (S @ A))
+    assert_same(family, total, S @ A)
+    assert_same(family, back, S.T @ (S @ A))
 
 
-@every_family
+@each_kind
 def test_gradients_inside_shard_map(family):
     n, A = 48, whole_numbers(12, 48, 2)
     mesh = Mesh(np.array(jax.devices()), ("rows",))
@@ -239,14 +252,14 @@ def test_gradients_inside_shard_map(family):
     S = FAMILIES[family].new(key, M, n)
     rows, all_rows = P("rows"), P()
     sharded = jax.shard_map(local, mesh=mesh, in_specs=(P(), rows), out_specs=rows)
-    np.testing.assert_array_equal(jax.jit(sharded)(key, A), S.T @ (S @ A))
+    assert_same(family, jax.jit(sharded)(key, A), S.T @ (S @ A))
     shared = jax.shard_map(own, mesh=mesh, in_specs=(P(), P()), out_specs=all_rows)
     keys = [jax.random.fold_in(key, i) for i in range(8)]
     each = [FAMILIES[family].new(k, M, n).T @ jnp.ones((M, 2)) for k in keys]
-    np.testing.assert_array_equal(jax.jit(shared)(key, A), sum(each))
+    assert_same(family, jax.jit(shared)(key, A), sum(each))
 
 
-PAIRS = list(zip(FAMILIES, [*FAMILIES][1:] + [*FAMILIES][:1], strict=True))
+PAIRS = [("sparse_stack", "gaussian"), ("less", "srht"), ("Hadamard", "BlockRoll")]
 
 
 @pytest.mark.parametrize(("first", "second"), PAIRS)
@@ -256,36 +269,38 @@ def test_a_sketch_of_a_sketch_is_an_operator(first, second):
     D = np.asarray(outer.dense(), np.float64) @ np.asarray(inner.dense())
     assert S.shape == (M, N)
     dense, forward, back = both_ways(S, A, Y)
-    np.testing.assert_array_equal(dense, D)
-    np.testing.assert_array_equal(forward, D @ A)
-    np.testing.assert_array_equal(back, D.T @ Y)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-4)
+    close(dense, D)
+    close(forward, D @ A)
+    close(back, D.T @ Y)
     part, gram = jax.jit(lambda S, A: (S.columns(5, 7) @ A[:7], (S.T @ S) @ A))(S, A)
-    np.testing.assert_array_equal(part, D[:, 5:12] @ A[:7])
-    np.testing.assert_allclose(gram, D.T @ (D @ A))
+    close(part, D[:, 5:12] @ A[:7])
+    close(gram, D.T @ (D @ A))
 
 
 @every_family
 def test_debias_scalar(family):
-    S = new(family, m=24)
-    if not FAMILIES[family].has_scalar:
-        with pytest.raises(ValueError, match=r"countsketch .*k = 1.* use sparse_stack"):
+    S, scalar = new(family, m=24), FAMILIES[family].scalar
+    if isinstance(scalar, str):
+        with pytest.raises(ValueError, match=scalar):
             S.debias(7)
         return
-    assert S.debias(7) == pytest.approx(17 / 24)
-    assert float(jax.jit(S.debias)(4.5)) == pytest.approx(19.5 / 24)
+    assert S.debias(7) == pytest.approx(scalar(24, 64, 7))
+    assert float(jax.jit(S.debias)(4.5)) == pytest.approx(scalar(24, 64, 4.5))
     outer = new(family, m=16, n=24)
-    assert (outer @ S).debias(4) == pytest.approx((12 / 16) * (20 / 24))
+    both = scalar(16, 32, 4) * scalar(24, 64, 4)
+    assert (outer @ S).debias(4) == pytest.approx(both)
     for d in (24, 25, -1, float("nan")):
         with pytest.raises(ValueError, match=f"d is {d} and m is 24.*more rows"):
             S.debias(d)
 
 
-@every_family
+@each_kind
 def test_errors_of_operands(family):
     S = new(family)
     with pytest.raises(ValueError, match=r"A is float32\[15,3\]; wanted .* 37 rows"):
         S @ jnp.ones((15, 3))
-    with pytest.raises(ValueError, match=r"A is float32\[37,3\]; wanted .* 8 rows"):
+    with pytest.raises(ValueError, match=r"A is float32\[37,3\]; wanted .* 16 rows"):
         S.T @ jnp.ones((N, 3))
     with pytest.raises(ValueError, match=r"float32\[37,2,2\].*jax.vmap"):
         S @ jnp.ones((N, 2, 2))
@@ -293,14 +308,11 @@ def test_errors_of_operands(family):
         S @ jnp.float32(1)
     with pytest.raises(TypeError, match=r"int32\[37,2\].*floating"):
         S @ jnp.ones((N, 2), jnp.int32)
-    with pytest.raises(ValueError, match=r"right operator has shape \(8, 37\)"):
+    with pytest.raises(ValueError, match=r"right operator has shape \(16, 37\)"):
         S @ S
-    sparse = BCOO.fromdense(jnp.eye(N))
-    with pytest.raises(NotImplementedError, match=r"sparse BCOO.*todense"):
-        S @ sparse
 
 
-@every_family
+@each_kind
 def test_errors_of_columns(family):
     S = new(family)
     for size in (0, N + 1):
@@ -313,7 +325,7 @@ def test_errors_of_columns(family):
         S.columns(1.0, 5)
 
 
-@every_family
+@each_kind
 def test_rows_sharded_on_explicit_axes_are_refused_by_name(family):
     n = 48
     mesh = jax.make_mesh((8,), ("rows",), axis_types=(AxisType.Explicit,))
@@ -326,9 +338,35 @@ def test_rows_sharded_on_explicit_axes_are_refused_by_name(family):
 def test_the_export_list():
     names = {name for name in dir(sketch) if not name.startswith("_")}
     assert names == {
+        "BlockRoll",
+        "Eigenpairs",
+        "Hadamard",
         "LinearOperator",
+        "Minimum",
+        "NewtonSketchState",
+        "SVD",
+        "Solution",
         "SparseColumns",
+        "SparseRows",
+        "apply_sharded",
+        "approximate_leverage_scores",
         "countsketch",
+        "error_bound",
+        "gaussian",
+        "inverse_gram",
+        "less",
+        "less_uniform",
+        "leverage_scores",
+        "lstsq",
+        "newton_sketch",
+        "nystrom",
+        "rademacher",
+        "sample_rows",
+        "scale_by_newton_sketch",
         "sparse_stack",
         "spectral",
+        "srht",
+        "svd",
+        "tree",
+        "walsh_hadamard",
     }

@@ -1,0 +1,40 @@
+"""Which matrices the estimators and solvers of this package take."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..core import check_floating, describe, is_concrete
+
+
+def check_matrix(matrix: Any, name: str) -> jax.Array:
+    """Returns a floating matrix with entries, or raises TypeError or ValueError."""
+    array = check_floating(matrix, name)
+    if array.ndim != 2 or not array.size:
+        raise ValueError(
+            f"{name} is {describe(array)}; wanted a matrix with at least one row and "
+            f"one column (for a batch of matrices use jax.vmap)."
+        )
+    return array
+
+
+def check_finite(value: jax.Array, source: jax.Array, name: str) -> None:
+    """Raises ValueError where a value made of `source` is seen not to be finite."""
+    if not seen_finite(value):
+        raise ValueError(
+            f"{name} is {describe(source)} with entries that are not finite; wanted "
+            f"finite ones: drop or fill the rows that hold NaN or infinity."
+        )
+
+
+def seen_finite(value: jax.Array) -> bool:
+    """Whether all entries are finite, or cannot be looked at now."""
+    finite = jnp.isfinite(value).all()
+    # Under jit the answer is traced even where the value is not.
+    return not is_concrete(finite) or bool(finite)
+
+
+def in_float32(array: jax.Array) -> jax.Array:
+    """The array in float32 or wider."""
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))

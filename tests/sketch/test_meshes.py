@@ -1,0 +1,182 @@
+"""Rows of A on many devices, and on two processes that talk over a socket."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
+
+from jaxmethods import sketch
+
+N, D, M = 48, 3, 16
+EXACT = {  # entries are powers of two: sums of whole numbers do not round
+    "sparse_stack": lambda key: sketch.sparse_stack(key, M, N),
+    "countsketch": lambda key: sketch.countsketch(key, M, N),
+    "srht": lambda key: sketch.srht(key, M, N),
+    "rademacher": lambda key: sketch.rademacher(key, M, N),
+}
+ROUNDED = {
+    "gaussian": lambda key: sketch.gaussian(key, M, N),
+    "less": lambda key: sketch.less(key, jnp.arange(1.0, N + 1), M, s=3),
+}
+
+
+def mesh_of(num, *names):
+    shape = (num,) if len(names) == 1 else (num // 2, 2)
+    devices = np.array(jax.devices()[:num]).reshape(shape)
+    return Mesh(devices, names, axis_types=(AxisType.Auto,) * len(names))
+
+
+def whole_numbers():
+    return jnp.float32(np.random.RandomState(0).randint(-9, 10, (N, D)))
+
+
+@pytest.mark.parametrize("names", [("rows",), ("hosts", "rows")])
+def test_the_sketch_does_not_depend_on_the_mesh(names):
+    A, new = whole_numbers(), EXACT | ROUNDED
+    split = P(names)
+
+    def local(key, A):
+        keys = jax.random.split(key, len(new))
+        return {
+            name: sketch.apply_sharded(make(k), A, names)
+            for k, (name, make) in zip(keys, new.items(), strict=True)
+        }
+
+    run = jax.shard_map(
+        local, mesh=mesh_of(8, *names), in_specs=(P(), split), out_specs=P()
+    )
+    got = jax.jit(run)(jax.random.key(0), A)
+    keys = jax.random.split(jax.random.key(0), len(new))
+    for key, (name, make) in zip(keys, new.items(), strict=True):
+        want = make(key) @ A
+        if name in EXACT:
+            np.testing.assert_array_equal(got[name], want)
+        else:
+            np.testing.assert_allclose(got[name], want, rtol=1e-5, atol=1e-5)
+
+
+def least_squares():
+    r = np.random.RandomState(1)
+    A = r.randn(400, 5) * np.logspace(0, -3, 5)
+    return A, A @ r.randn(5) + 0.1 * r.randn(400)
+
+
+@pytest.mark.usefixtures("x64")
+def test_least_squares_of_sharded_rows_and_its_gradient():
+    A, b = map(jnp.asarray, least_squares())
+    key, rows = jax.random.key(0), P("rows")
+    solve = jax.shard_map(
+        lambda A, b: sketch.lstsq(key, A, b, axis_name="rows"),
+        mesh=mesh_of(8, "rows"),
+        in_specs=rows,
+        out_specs=P(),
+    )
+    found = jax.jit(solve)(A, b)
+    want = np.linalg.lstsq(A, b, rcond=None)[0]
+    np.testing.assert_allclose(found.x, want, rtol=1e-9)
+    np.testing.assert_allclose(found.residual, np.linalg.norm(A @ want - b))
+    got = jax.jit(jax.grad(lambda A, b: solve(A, b).x.sum(), (0, 1)))(A, b)
+    one = jax.jit(jax.grad(lambda A, b: sketch.lstsq(key, A, b).x.sum(), (0, 1)))(A, b)
+    for sharded, single in zip(got, one, strict=True):
+        np.testing.assert_allclose(sharded, single, rtol=1e-6, atol=1e-6)
+
+
+def test_workers_on_the_devices_of_a_mesh():
+    A, key = jnp.float32(least_squares()[0]), jax.random.key(0)
+    estimate = jax.shard_map(
+        lambda key, A: sketch.inverse_gram(key, A, 40, workers=2, axis_name="q"),
+        mesh=mesh_of(8, "q"),
+        in_specs=P(),
+        out_specs=P(),
+    )
+    got = jax.jit(estimate)(key, A)
+    L = np.linalg.cholesky(np.float64(A.T @ A))
+    # 16 estimates of relative deviation sqrt(d / m) each, in d x d entries.
+    off = np.linalg.norm(L.T @ np.float64(got) @ L - np.eye(5))
+    assert off < 2 * 5 * (1 / 40 / 16) ** 0.5
+
+
+def test_errors():
+    A, S = whole_numbers(), sketch.sparse_stack(jax.random.key(0), M, N)
+
+    def run(A, fn):
+        mesh = mesh_of(8, "rows")
+        return jax.shard_map(fn, mesh=mesh, in_specs=P("rows"), out_specs=P())(A)
+
+    with pytest.raises(ValueError, match=r"float32\[5,3\] on each of 8.*48 rows in al"):
+        run(A[:40], lambda A: sketch.apply_sharded(S, A, "rows"))
+    with pytest.raises(TypeError, match=r"int32.*astype"):
+        run(A.astype(int), lambda A: sketch.apply_sharded(S, A, "rows"))
+    wide = jnp.ones((8, 9))
+    with pytest.raises(ValueError, match=r"8 rows and 9 columns"):
+        run(
+            wide,
+            lambda A: sketch.lstsq(jax.random.key(1), A, A[:, 0], axis_name="rows").x,
+        )
+
+
+PROCESS = """
+import json, sys
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+rank = int(sys.argv[2])
+jax.distributed.initialize(f"localhost:{sys.argv[1]}", 2, rank)
+from jaxmethods import sketch
+
+mesh = Mesh(np.array(jax.devices()), "rows", axis_types=(AxisType.Auto,))
+rows = NamedSharding(mesh, P("rows"))
+A = np.float32(np.random.RandomState(0).randint(-9, 10, (48, 3)))
+own = A[24 * rank : 24 * rank + 24]  # a process holds half of the data
+shared = jax.make_array_from_process_local_data(rows, own, A.shape)
+
+def local(A):
+    S = sketch.sparse_stack(jax.random.key(0), 16, 48)
+    solution = sketch.lstsq(jax.random.key(1), A[:, :2], A[:, 2], axis_name="rows")
+    return sketch.apply_sharded(S, A, "rows"), solution.x
+
+run = jax.shard_map(local, mesh=mesh, in_specs=P("rows"), out_specs=P())
+SA, x = jax.jit(run)(shared)
+print(json.dumps([jax.process_count(), *(np.asarray(v).tolist() for v in (SA, x))]))
+"""
+
+
+def test_two_processes_find_what_one_finds():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, port, str(rank)], env=environment, **pipes
+        )
+        for rank in range(2)
+    ]
+    try:
+        ends = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    A = whole_numbers()
+    want = sketch.sparse_stack(jax.random.key(0), 16, 48) @ A
+    x = np.linalg.lstsq(np.float64(A[:, :2]), np.float64(A[:, 2]), rcond=None)[0]
+    for process, (out, err) in zip(processes, ends, strict=True):
+        assert process.returncode == 0, err
+        count, SA, found = json.loads(out.splitlines()[-1])
+        assert count == 2
+        np.testing.assert_array_equal(SA, want)
+        np.testing.assert_allclose(found, x, rtol=1e-4)

@@ -1,0 +1,64 @@
+"""Dense sketches: their laws, tiles and memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import kstest
+
+from jaxmethods.kernels import (
+    _random_matmul,
+    random_matmul,
+    random_matmul_transpose,
+)
+from jaxmethods.sketch import gaussian, rademacher
+
+
+def test_gaussian_entries_are_normal_and_independent():
+    m, n = 50, 400
+    D = np.asarray(gaussian(jax.random.key(0), m, n).dense(), np.float64) * m**0.5
+    assert kstest(D.ravel(), "norm").pvalue > 1e-4
+    assert np.abs(D).max() < 6
+    for other in (np.roll(D, 1, 0), np.roll(D, 1, 1)):
+        assert abs((D * other).mean()) < 5 / np.sqrt(m * n)
+
+
+def test_rademacher_entries_are_signs_and_independent():
+    m, n = 100, 400  # 32 rows have a word of their own
+    D = np.asarray(rademacher(jax.random.key(0), m, n).dense(), np.float64) * m**0.5
+    np.testing.assert_allclose(np.abs(D), 1, rtol=1e-6)
+    rows = D @ D.T / n - np.eye(m)
+    assert np.abs(rows).max() < 6 / np.sqrt(n) and abs(D.mean()) < 5 / np.sqrt(m * n)
+
+
+@pytest.mark.parametrize("law", ["normal", "sign"])
+def test_tiles_do_not_change_the_product(law, monkeypatch):
+    key, start, n, m = jax.random.key(2), jnp.uint32(7), 103, 8
+    A = jax.random.normal(jax.random.key(1), (n, 2))
+    R = _random_matmul.random_tile(key, start, m, n, law).astype(jnp.float32)
+    monkeypatch.setattr(_random_matmul, "_TILE", 16 * m)  # the last tile is short
+    got = random_matmul(key, start, A, num_rows=m, law=law)
+    np.testing.assert_allclose(got, R @ A, rtol=1e-5, atol=1e-5)
+    got = random_matmul_transpose(key, start, A[:m], num_columns=n, law=law)
+    np.testing.assert_allclose(got, R.T @ A[:m], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.optimized
+@pytest.mark.parametrize("new", [gaussian, rademacher])
+def test_memory_is_some_tiles(new):
+    n, m, d = 1 << 16, 256, 8
+    A = jax.ShapeDtypeStruct((n, d), jnp.float32)
+    run = jax.jit(lambda key, A: new(key, m, n) @ A)
+    used = run.lower(jax.random.key(0), A).compile().memory_analysis()
+    assert used.temp_size_in_bytes < 4 * 4 * _random_matmul._TILE  # S takes 32 times it
+
+
+def test_mean_inverse_has_the_wishart_factor():
+    n, d, m, num = 20, 6, 24, 2000
+    U = jnp.linalg.qr(jax.random.normal(jax.random.key(3), (n, d)))[0]
+    keys = jax.random.split(jax.random.key(4), num)
+    Y = jax.jit(jax.vmap(lambda key: gaussian(key, m, n) @ U))(keys)
+    Y = np.asarray(Y, np.float64)
+    trace = np.trace(np.linalg.inv(np.einsum("tmi,tmj->tij", Y, Y)), axis1=1, axis2=2)
+    mean = gaussian(jax.random.key(0), m, n).debias(d) * trace / d
+    assert abs(mean.mean() - 1) < 5 * mean.std() / np.sqrt(num)

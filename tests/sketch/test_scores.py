@@ -1,0 +1,62 @@
+"""Leverage scores: exact against goldens, approximate within their factors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmethods.sketch import approximate_leverage_scores, leverage_scores
+
+
+def approximate(A, **options):
+    return approximate_leverage_scores(jax.random.key(7), A, **options)
+
+
+def test_leverage_scores_are_those_of_the_range(shared, x64):
+    golden = np.load(shared / "goldens" / "06-less-embeddings.npz")
+    A, d = jnp.asarray(golden["A"]), golden["A"].shape[1]
+    score = jax.jit(leverage_scores)
+    np.testing.assert_allclose(score(A), golden["leverage"], rtol=1e-9)
+    scaled = A * jnp.logspace(0, -20, d)[None]  # the scale of a column does not matter
+    np.testing.assert_allclose(score(scaled), golden["leverage"], rtol=1e-9)
+    twice = score(jnp.concatenate([A, A @ jnp.ones((d, 3)), 0 * A[:, :1]], 1))
+    np.testing.assert_allclose(twice, golden["leverage"], rtol=1e-8)
+    ridge = golden["ridge_lambda"]
+    got = jax.jit(lambda A, r: leverage_scores(A, ridge=r))(A, ridge)
+    np.testing.assert_allclose(got, golden["ridge_leverage"], rtol=1e-9)
+
+
+def test_leverage_of_degenerate_matrices():
+    np.testing.assert_array_equal(leverage_scores(jnp.zeros((4, 2))), np.zeros(4))
+    wide = leverage_scores(jax.random.normal(jax.random.key(0), (2, 5)))
+    np.testing.assert_allclose(wide, [1, 1], rtol=1e-5)
+    half = leverage_scores(jnp.eye(3, 2, dtype=jnp.bfloat16), ridge=1.0)
+    assert half.dtype == jnp.bfloat16 and half.tolist() == [0.5, 0.5, 0]
+    none = approximate_leverage_scores(jax.random.key(0), jnp.zeros((4, 2)))
+    np.testing.assert_array_equal(none, np.zeros(4))
+
+
+@pytest.mark.parametrize(("n", "d"), [(500, 5), (2000, 50)])
+@pytest.mark.parametrize("ridge", [0.0, 3.0])
+def test_approximate_scores_are_within_their_factors(n, d, ridge):
+    A = jax.random.normal(jax.random.key(0), (n, d)).at[:3].multiply(100.0)
+    A = A.at[5].set(0)
+    exact = np.asarray(leverage_scores(A, ridge=ridge))
+    got = np.asarray(approximate_leverage_scores(jax.random.key(1), A, ridge=ridge))
+    assert got[5] == 0 and got.dtype == np.float32
+    # To rounding: the exact score of a row of zeros is not quite 0.
+    assert (got >= exact / 4 - 1e-9).all() and got.sum() < 2 * exact.sum()
+
+
+@pytest.mark.parametrize("score", [leverage_scores, approximate])
+def test_errors_of_leverage(score):
+    with pytest.raises(TypeError, match=r"int32\[4,2\].*floating"):
+        score(jnp.ones((4, 2), int))
+    with pytest.raises(ValueError, match=r"float32\[4\]; wanted a matrix"):
+        score(jnp.ones(4))
+    with pytest.raises(ValueError, match=r"float32\[0,2\]; wanted a matrix with rows"):
+        score(jnp.ones((0, 2)))
+    with pytest.raises(ValueError, match=r"not finite.*drop or fill"):
+        score(jnp.ones((4, 2)).at[1, 1].set(jnp.nan))
+    with pytest.raises(ValueError, match=r"ridge is -1.0; wanted 0 or more"):
+        score(jnp.ones((4, 2)), ridge=-1.0)
