@@ -11,7 +11,13 @@ row of A weighs.
 are given, `walsh_hadamard` the transform below the last. All operators are pytrees S
 with `S @ A`, `S.T @ Y`, `S1 @ S2`, `S.shape`, `S.dense()`, `S.columns(start, size)`
 (what a shard of the rows of A applies before one psum) and `S.debias(d)` (the scalar
-that multiplies inv((S A)^T S A)). `tree` sketches a pytree.
+that multiplies inv((S A)^T S A)). `tree` sketches a pytree, `apply_sharded` a matrix
+whose rows lie on a mesh.
+
+What they are for: `inverse_gram` estimates inv(A^T A) without bias, `newton_sketch` and
+`scale_by_newton_sketch` (for optax) step along it; `lstsq` solves least squares to full
+accuracy, `svd` and `nystrom` find leading singular and eigenvectors, `error_bound`
+certifies those two.
 
 `spectral` is the theory of what zeroing and quantizing the entries of a kernel matrix
 costs, and clustering with what is left.

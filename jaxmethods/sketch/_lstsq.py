@@ -58,7 +58,8 @@ def lstsq(
 
     Returns:
         `Solution(x, residual, error, rank)` in the dtype A and b promote to; computed
-        in float32 or wider. Under `jit` it is NaN where A or b is not finite.
+        in float32 or wider. Under `jit` it is NaN where A or b is not finite; outside,
+        each call compiles its iterations anew.
 
     Raises:
         TypeError: `key` is not a typed key, or A or b is not floating.
