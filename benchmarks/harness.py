@@ -78,6 +78,21 @@ def machine() -> str:
     )
 
 
+def ratios(ours: Timing, peer: Timing, *, cpu: bool, scale: float = 1) -> list[float]:
+    """Our seconds over the peer's, `scale` times as many, round by round.
+
+    With `cpu`, processor time where jax runs on the processor: what else runs counts
+    less.
+    """
+    rounds = zip(_seconds(ours, cpu), _seconds(peer, cpu), strict=True)
+    return [a / (scale * b) for a, b in rounds]
+
+
+def _seconds(timing: Timing, cpu: bool) -> tuple[float, ...]:
+    cpu = cpu and jax.default_backend() == "cpu"
+    return timing.cpu_rounds_s if cpu else timing.rounds_s
+
+
 def compare(
     name: str,
     *,
@@ -91,20 +106,15 @@ def compare(
     `cpu`, all but the first call is processor time where jax runs on the processor:
     what else runs counts less.
     """
-    cpu = cpu and jax.default_backend() == "cpu"
     taken = race(contestants, rounds=rounds)
-    each = {
-        label: timing.cpu_rounds_s if cpu else timing.rounds_s
-        for label, timing in taken.items()
-    }
     row: dict[str, Any] = {"name": name}
-    row |= {f"{label}_s": float(np.median(times)) for label, times in each.items()}
+    for label, timing in taken.items():
+        row[f"{label}_s"] = float(np.median(_seconds(timing, cpu)))
     row["first_s"] = taken["ours"].first_s
     if "peer" in taken:
-        both = zip(each["ours"], each["peer"], strict=True)
-        ratios = [ours / peer for ours, peer in both]
-        row |= {"ratio": float(np.median(ratios))}
-        row |= {"ratio_min": min(ratios), "ratio_max": max(ratios)}
+        found = ratios(taken["ours"], taken["peer"], cpu=cpu)
+        row |= {"ratio": float(np.median(found))}
+        row |= {"ratio_min": min(found), "ratio_max": max(found)}
     return row
 
 

@@ -57,7 +57,7 @@ from jax import lax
 
 from jaxmethods.influence import aggregate, self_influence, tracin
 
-from .harness import Timing, matmul_row, race
+from .harness import Timing, matmul_row, race, ratios
 from .peers import captum
 from .zoo import NETS
 
@@ -309,12 +309,10 @@ def measure(task: str, name: str, subject: Subject, n: int, speed: float) -> lis
 
 def timings(ours: Timing, peer: Timing, scale: float) -> dict[str, float]:
     """Processor seconds of two contestants, the peer's scaled up."""
-    peer_s = [scale * seconds for seconds in peer.cpu_rounds_s]
-    ratios = [a / b for a, b in zip(ours.cpu_rounds_s, peer_s, strict=True)]
     return {
         "ours_s": ours.cpu_s,
-        "peer_s": float(np.median(peer_s)),
-        "ratio": float(np.median(ratios)),
+        "peer_s": scale * peer.cpu_s,
+        "ratio": float(np.median(ratios(ours, peer, cpu=True, scale=scale))),
         "first_s": ours.first_s,
     }
 

@@ -74,7 +74,7 @@ from flax import linen as nn
 from jaxmethods.data import load_digits
 from jaxmethods.quantize import Policy, Quantizer, bhq, fqt, psq, ptq
 
-from .harness import Timing, compare, race
+from .harness import Timing, compare, race, ratios
 from .peers import aqt, qwix
 
 BATCH, RATE, MOMENTUM = 128, 0.1, 0.9
@@ -411,8 +411,7 @@ def report(name: str, taken: Mapping[str, Timing]) -> list[dict[str, Any]]:
 
 def quotient(ours: Timing, other: Timing) -> float:
     """The median of the rounds' ratios of processor time."""
-    pairs = zip(ours.cpu_rounds_s, other.cpu_rounds_s, strict=True)
-    return float(np.median([a / b for a, b in pairs]))
+    return float(np.median(ratios(ours, other, cpu=True)))
 
 
 def gradient(shape: tuple[int, int]) -> jax.Array:

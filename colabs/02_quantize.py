@@ -5,7 +5,7 @@
 #
 # Training in 8 bits or fewer rounds everything: activations, weights, and the gradients
 # on their way back. You will see why gradients must be rounded by chance, why one scale
-# for all samples wastes most of the bits, and how a transform of the samples wins three
+# for all samples wastes most of the bits, and how a transform of the samples wins some
 # of them back. Then a flax network, written for 32 bits, trains at 8, 5 and 2, and a
 # report says layer by layer how many it needs. About two minutes on a CPU.
 
@@ -327,5 +327,5 @@ assert accuracy(params) > 0.93
 
 # %% [markdown]
 # What to take along: round gradients by chance, never to the nearest; a scale for each
-# sample costs nothing, and the transform of `bhq` is worth about three bits once the
+# sample costs nothing, and the transform of `bhq` is worth some two bits more once the
 # network has begun to learn; ask `gradient_noise` before you save on a layer.

@@ -12,8 +12,8 @@ from jax.extend.core import jaxprs_in_params
 from ..core import leaf_paths, vary_together
 
 # Numbers (not bytes) that the intermediate values of one chunk may fill on a CPU, and
-# how many times as many on an accelerator. On an H100 chunks of the first size made a
-# CNN no faster than `vmap(grad)` by hand; larger ones are not measured.
+# how many times as many on an accelerator, which small chunks leave idle; how many are
+# best there is not measured.
 BUDGET, ON_ACCELERATORS = 2**24, 8
 # What is kept of examples to be multiplied with others all at once may fill one part in
 # so many of that: products of few rows first lay out the other side each time, while

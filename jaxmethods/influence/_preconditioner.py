@@ -10,12 +10,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 
-from ..core import describe, is_concrete, leaf_paths
+from ..core import check_nonnegative, is_concrete, leaf_paths
 from ._checkpoints import Series, check_alike, one_by_one, stack_trees
+from ._numbers import as_amounts
 from ._task import Loss, Where, choose_parameters
 
 
@@ -76,8 +76,10 @@ def adam_preconditioner(state: Any, *, b2: float = 0.999, eps: float = 1e-8) -> 
         Xia et al. (2024), LESS: Selecting Influential Data for Targeted Instruction
         Tuning, arXiv 2402.04333, whose form has eps inside the root and no correction.
     """
-    if not (0 <= b2 < 1 and eps >= 0):
-        raise ValueError(f"b2 is {b2}, eps {eps}; wanted 0 <= b2 < 1 and eps >= 0.")
+    check_nonnegative(eps, "eps")
+    check_nonnegative(b2, "b2")
+    if is_concrete(b2) and b2 >= 1:
+        raise ValueError(f"b2 is {b2}; wanted 0 <= b2 < 1, as given to optax.adam.")
 
     def is_adam(node: Any) -> bool:
         return isinstance(node, optax.ScaleByAdamState)
@@ -142,9 +144,5 @@ def series_stretched(series: Series, precondition: Any) -> Series:
 def _scale(diagonal: Any, params: Any) -> Any:
     check_alike(diagonal, params, "precondition", "the checkpoints")
     for path, x in zip(leaf_paths(diagonal), jax.tree.leaves(diagonal), strict=True):
-        if is_concrete(x) and not (np.isfinite(x).all() and (np.asarray(x) >= 0).all()):
-            raise ValueError(
-                f"precondition {path} is {describe(x)} with entries that are negative "
-                "or not finite; wanted 0 or more: what a step is multiplied by."
-            )
+        as_amounts(x, f"precondition {path}")
     return jax.tree.map(jnp.sqrt, diagonal)

@@ -1,18 +1,20 @@
 """Hot loops: one file each, a jnp reference that is the definition.
 
 `random_bits` gives the i-th random word of a key's stream without those before it;
-`threefry_2x32` is the block cipher below it, `row_column_bits` a cheaper source for the
+`threefry_2x32` is the block cipher below it, `bit_signs` takes a word as 32 signs;
+`row_column_bits` is a cheaper source for the
 entries of a matrix, `mix_columns` of a tile of it from the `row_words`. `block_roll`
 adds blocks of rows at cyclic offsets, `block_roll_transpose` is its adjoint,
 `rolled_buckets` says where each row goes; `bucket_sum` adds rows to given buckets.
 `signed_slopes` takes rows of coefficients through pairs of lines, `interval_matmul` a
 box through a matrix; `gram_products` multiplies sums of outer products that are given
 by their factors. `round_rows` turns rows into codes by chance, `round_transformed` rows
-that a small matrix mixes first, `round_by_chance` is the rounding alone; `reflect_rows`
-reflects groups of rows. `pack_levels` and `unpack_levels` put several codes in a byte;
-`integer_matmul` multiplies matrices of codes. `gather_rows` sums a few weighted rows,
-`scatter_rows` is its adjoint; `random_matmul` multiplies by a matrix that is drawn tile
-by tile, `random_matmul_transpose` by its transpose; `walsh_hadamard` is the transform.
+that a small matrix mixes first; `even_step` says how far apart their levels are,
+`round_by_chance` is the rounding alone; `reflect_rows` reflects groups of rows.
+`pack_levels` and `unpack_levels` put several codes in a byte; `integer_matmul`
+multiplies matrices of codes. `gather_rows` sums a few weighted rows, `scatter_rows` is
+its adjoint; `random_matmul` multiplies by a matrix that is drawn tile by tile,
+`random_matmul_transpose` by its transpose; `walsh_hadamard` is the transform.
 """
 
 from ._block_roll import block_roll as block_roll
@@ -28,12 +30,14 @@ from ._integer_matmul import integer_matmul as integer_matmul
 from ._interval_matmul import interval_matmul as interval_matmul
 from ._packed_levels import pack_levels as pack_levels
 from ._packed_levels import unpack_levels as unpack_levels
+from ._random_bits import bit_signs as bit_signs
 from ._random_bits import random_bits as random_bits
 from ._random_bits import threefry_2x32 as threefry_2x32
 from ._random_matmul import random_matmul as random_matmul
 from ._random_matmul import random_matmul_transpose as random_matmul_transpose
 from ._reflect_rows import reflect_rows as reflect_rows
 from ._round_rows import RoundedRows as RoundedRows
+from ._round_rows import even_step as even_step
 from ._round_rows import round_by_chance as round_by_chance
 from ._round_rows import round_rows as round_rows
 from ._round_transformed import round_transformed as round_transformed

@@ -11,14 +11,15 @@ def mapped_in_front(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn` whose batch axes `vmap` puts in front: no block of a kernel has others.
 
     Args:
-        fn: A function of arrays that returns a tuple of two.
+        fn: A function of arrays that returns a pytree of arrays.
     """
     mappable = custom_vmap(fn)
 
     @mappable.def_vmap
     def rule(_: int, mapped: Any, *args: Any) -> Any:
         over = jax.vmap(fn, [0 if m else None for m in mapped])
-        return mapped_in_front(over)(*args), (True, True)
+        out = mapped_in_front(over)(*args)
+        return out, jax.tree.map(lambda _: True, out)
 
     return mappable
 

@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_batching import custom_vmap
 from jax.experimental import pallas as pl
 
 from ..core import check_choice, describe
-from ._batch_axes import outputs_like
+from ._batch_axes import mapped_in_front, outputs_like
 
 # Rows of each factor in a tile of the XLA form: 8 MB in float32 on CPUs. On an H100
 # tiles of 512 rows took 5 to 9 times as long as no tiles at all; larger ones there, of
@@ -203,7 +202,7 @@ def _by_platform(*factors: jax.Array) -> jax.Array:
     alone = factors[1].shape[1] == factors[3].shape[1] == 1
     if not known or long or alone or any(x.size == 0 for x in factors):
         return _tiled(*factors)
-    return _mapped(_choose)(*factors)
+    return mapped_in_front(_choose)(*factors)
 
 
 @_by_platform.defjvp
@@ -214,18 +213,6 @@ def _derivative(primals: Any, tangents: Any) -> Any:
 
 def _choose(*factors: jax.Array) -> jax.Array:
     return lax.platform_dependent(*factors, tpu=_fused, default=_tiled)
-
-
-def _mapped(fn: Any) -> Any:
-    """`fn` whose batch axes `vmap` puts in front: no block of a kernel has others."""
-    mappable = custom_vmap(fn)
-
-    @mappable.def_vmap
-    def rule(_: int, mapped: Any, *factors: Any) -> Any:
-        over = jax.vmap(fn, [0 if m else None for m in mapped])
-        return _mapped(over)(*factors), True
-
-    return mappable
 
 
 class _Blocks(NamedTuple):

@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.custom_batching import custom_vmap
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from ..core import check_choice, describe
-from ._batch_axes import outputs_like
+from ._batch_axes import mapped_in_front, outputs_like
 
 _ROWS, _COLUMNS, _TERMS = 256, 512, 2048  # of a block: 4 MB, all buffers
 # So many products of differences of codes, 255^2 at most, are below 2^31.
@@ -84,7 +83,7 @@ def integer_matmul(
     _check(lhs, rhs)
     if implementation == "xla" or 0 in (*lhs.shape, *rhs.shape):
         return _products(lhs, rhs, *lhs_grid, *rhs_grid)
-    return _mapped(_choose)(lhs, rhs, *lhs_grid, *rhs_grid)
+    return mapped_in_front(_choose)(lhs, rhs, *lhs_grid, *rhs_grid)
 
 
 def _check(lhs: jax.Array, rhs: jax.Array) -> None:
@@ -135,18 +134,6 @@ def _products(lhs: jax.Array, rhs: jax.Array, *grids: jax.Array) -> jax.Array:
 
 def _choose(*operands: jax.Array) -> jax.Array:
     return jax.lax.platform_dependent(*operands, tpu=_fused, default=_products)
-
-
-def _mapped(fn: Any) -> Any:
-    """`fn` whose batch axes `vmap` puts in front: no block of a kernel has others."""
-    mappable = custom_vmap(fn)
-
-    @mappable.def_vmap
-    def rule(_: int, mapped: Any, *operands: Any) -> Any:
-        over = jax.vmap(fn, [0 if m else None for m in mapped])
-        return _mapped(over)(*operands), True
-
-    return mappable
 
 
 def _fused(

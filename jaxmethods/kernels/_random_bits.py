@@ -74,6 +74,26 @@ def random_bits(
     return threefry_2x32(_two_words(key), counter, stream)[0]
 
 
+def bit_signs(words: jax.Array, axis: int) -> jax.Array:
+    """The 32 bits of each word as signs, lowest first, along a new axis.
+
+    Args:
+        words: uint32.
+        axis: the place of the new axis in the result.
+
+    Returns:
+        int8 of -1 for a bit that is set and 1, one axis more than `words`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> bit_signs(jnp.array([5], jnp.uint32), 1)[0, :4].tolist()
+        [-1, 1, -1, 1]
+    """
+    bit = jax.lax.broadcasted_iota(jnp.uint32, (*[1] * words.ndim, 32), words.ndim)
+    bits = (jnp.expand_dims(words, axis) >> jnp.moveaxis(bit, -1, axis)) & jnp.uint32(1)
+    return jnp.int8(1) - jnp.int8(2) * bits.astype(jnp.int8)
+
+
 def _two_words(key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The key's data as one pair of words; longer keys (rbg has 4) are enciphered."""
     words = jax.random.key_data(key)

@@ -1,17 +1,17 @@
 """Products with a random matrix that is drawn tile by tile and never stored."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from ._random_bits import random_bits
+from ._random_bits import bit_signs, random_bits
 
 Law = Literal["normal", "sign"]
 
 _TILE = 1 << 19  # entries drawn at once: 2 MB in float32
-_WORD = 32  # signs in one random word
 
 
 def random_matmul(
@@ -127,16 +127,9 @@ def _normal(words: jax.Array) -> jax.Array:
     return jax.lax.erf_inv(odd * 2.0**-23 - 1) * 2**0.5  # of -1 .. 1, both left out
 
 
-def _signs(words: jax.Array) -> jax.Array:
-    """int8 -1 and 1 of the bits, one row a bit."""
-    bit = jnp.arange(_WORD, dtype=jnp.uint32)[None, :, None]
-    bits = (words[:, None, :] >> bit) & jnp.uint32(1)
-    return jnp.int8(1) - jnp.int8(2) * bits.astype(jnp.int8)
-
-
 _LAWS: dict[str, tuple[Callable[[jax.Array], jax.Array], int]] = {
     "normal": (_normal, 1),
-    "sign": (_signs, _WORD),
+    "sign": (partial(bit_signs, axis=1), 32),
 }
 
 

@@ -121,10 +121,32 @@ def round_by_chance(levels: jax.Array, bits: jax.Array, top: int) -> jax.Array:
     return jnp.clip(below + up.astype(levels.dtype), 0, top)
 
 
+def even_step(low: jax.Array, high: jax.Array, top: int) -> jax.Array:
+    """The distance of levels 0..top that are spread evenly from `low` to `high`.
+
+    A range narrower than the smallest normal number a level is widened to that.
+
+    Args:
+        low: float32 or float64.
+        high: likewise.
+        top: the number of steps.
+
+    Returns:
+        Positive; NaN where a bound is NaN or infinite, or the range so wide (4e37 in
+        float32) that the reciprocal of its step may be flushed to zero.
+
+    Example:
+        >>> float(even_step(jnp.float32(-1), jnp.float32(5), 3))
+        2.0
+    """
+    limits = jnp.finfo(low.dtype)
+    width = jnp.maximum(high - low, top * limits.tiny)
+    return jnp.where(width <= limits.max / 8, 1 / (top / width), jnp.nan)
+
+
 def row_grid(low: jax.Array, high: jax.Array, top: int) -> jax.Array:
     """Step and lowest value, (n, 2), of levels 0..top from `low` to `high` (n, 1)."""
-    width = jnp.maximum(high - low, top * jnp.finfo(low.dtype).tiny)
-    return jnp.concatenate([1 / (top / width), low], axis=1)
+    return jnp.concatenate([even_step(low, high, top), low], axis=1)
 
 
 def to_codes(

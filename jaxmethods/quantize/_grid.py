@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from ..kernels import even_step
+
 # Added before the floor that puts zero on a level: several times the rounding error of
 # 255 levels in float32, so that a grid whose ends are in the data is found again.
 _SLACK = 1e-4
@@ -52,18 +54,17 @@ def fit_grid(low: jax.Array, high: jax.Array, top: int, zero_aligned: bool) -> G
         Grid of arrays shaped like `low`; NaN where a bound is NaN or infinite, or the
         range so wide (4e37 in float32) that a reciprocal of its step may be flushed.
     """
-    tiny, widest = jnp.finfo(low.dtype).tiny, jnp.finfo(low.dtype).max / 8
     if not zero_aligned:
-        width = jnp.maximum(high - low, top * tiny)
-        step = jnp.where(width <= widest, 1 / (top / width), jnp.nan)
+        step = even_step(low, high, top)
         return Grid(step, jnp.zeros(low.shape, jnp.uint8), low)
     low, high = jnp.minimum(low, 0), jnp.maximum(high, 0)
-    width = jnp.maximum(high - low, top * tiny)
+    even = even_step(low, high, top)
     # At least one level below zero if anything is there, and one above.
     least, most = (low < 0).astype(low.dtype), top - (high > 0).astype(low.dtype)
-    zero = jnp.clip(jnp.floor(-low * (top / width) + _SLACK), least, most)
+    zero = jnp.clip(jnp.floor(-low / even + _SLACK), least, most)
     step = jnp.maximum(-low / jnp.maximum(zero, 1), high / jnp.maximum(top - zero, 1))
-    step = jnp.where(width <= widest, jnp.maximum(step, tiny), jnp.nan)
+    step = jnp.maximum(step, jnp.finfo(low.dtype).tiny)
+    step = jnp.where(jnp.isnan(even), jnp.nan, step)
     return Grid(step, zero.astype(jnp.uint8), jnp.zeros_like(low))
 
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from ..kernels import random_bits
+from ..kernels import bit_signs, random_bits
 
 _WORD = 32
 
@@ -37,7 +37,5 @@ def column_signs(
     word = first + jnp.arange(num_words, dtype=jnp.uint32)
     stream = jnp.arange(num_streams, dtype=jnp.uint32)
     words = random_bits(key, word[None, :], stream[:, None])
-    bit = jnp.arange(_WORD, dtype=jnp.uint32)[None, None, :]
-    bits = ((words[..., None] >> bit) & jnp.uint32(1)).astype(jnp.int8)
-    signs = 1 - 2 * bits.reshape(num_streams, num_words * _WORD)
+    signs = bit_signs(words, 2).reshape(num_streams, num_words * _WORD)
     return jax.lax.dynamic_slice_in_dim(signs, start % _WORD, num_columns, axis=1)

@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core import check_integer, check_key, describe
-from ._matrices import check_matrix, in_float32
-from ._svd import product
+from ._matrices import check_matrix, in_float32, product
 
 
 def error_bound(

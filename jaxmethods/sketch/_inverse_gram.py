@@ -15,7 +15,7 @@ from ..core import (
     describe,
     is_concrete,
 )
-from ._matrices import check_finite, check_matrix, in_float32, seen_finite
+from ._matrices import check_finite, check_matrix, in_float32, product, seen_finite
 from ._random_entries import gaussian, rademacher
 from ._row_sampling import less, less_uniform, sample_rows
 from ._scores import approximate_leverage_scores
@@ -185,4 +185,4 @@ def _effective_dimension(
 def _inverse_of_root(R: jax.Array) -> jax.Array:
     """`inv(R^T R)` for a triangular R."""
     inverse = solve_triangular(R, jnp.eye(len(R), dtype=R.dtype))
-    return jnp.matmul(inverse, inverse.T, precision="highest")
+    return product(inverse, inverse.T)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.scipy.sparse.linalg import cg
 
 from ..core import check_floating, check_key, describe, vary_as
-from ._matrices import check_finite, check_matrix, in_float32
+from ._matrices import check_finite, check_matrix, in_float32, product, reciprocals
 from ._sharded_rows import apply_sharded
 from ._sparse_stack import sparse_stack
 
@@ -94,30 +94,26 @@ def lstsq(
 
     def pull(A: jax.Array, N: jax.Array, rows: jax.Array) -> jax.Array:
         """(A N)^T rows."""
-        whole = _total(jnp.matmul(rows, A, precision="highest"), axis_name)
-        return jnp.matmul(whole, N, precision="highest")
-
-    def push(A: jax.Array, x: jax.Array) -> jax.Array:
-        return jnp.matmul(A, x, precision="highest")
+        return product(_total(product(rows, A), axis_name), N)
 
     def refine(A: jax.Array, b: jax.Array, x: jax.Array, digits: float) -> jax.Array:
         own = vary_as(N, jax.typeof(A))  # all that the solver meets must vary alike
         change, _ = cg(
-            lambda y: pull(A, own, push(A, push(own, y))),
-            pull(A, own, b - push(A, x)),
+            lambda y: pull(A, own, product(A, product(own, y))),
+            pull(A, own, b - product(A, x)),
             tol=float(jnp.finfo(A.dtype).eps) ** digits,
             maxiter=_MOST_STEPS,
         )
         if axis_name is not None:  # the same on all devices, which jax does not see
             change = jax.lax.pmean(change, axis_name)
-        return x + push(N, change)
+        return x + product(N, change)
 
     # x + inv(A^T A) A^T (b - A x) is the solution for every x. So x may be a constant,
     # and all derivatives of this expression are those of the solution. They have no
     # other step, hence the finer tolerance.
     x = jax.lax.stop_gradient(refine(*constants, x, 1 / 3))
     x = refine(A, b, x, 2 / 3)
-    left = b - push(A, x)
+    left = b - product(A, x)
     residual = jnp.sqrt(_total((left**2).sum(), axis_name))
     error = jax.lax.stop_gradient(jnp.linalg.norm(pull(A, N, left)))
     x, residual, error = (v.astype(dtype) for v in (x, residual, error))
@@ -162,9 +158,7 @@ def _precondition(A: jax.Array, b: jax.Array) -> tuple[jax.Array, ...]:
     """N with orthonormal A N, the solution and the rank of a small problem."""
     Q, R = jnp.linalg.qr(A)
     left, size, right = jnp.linalg.svd(R)
-    # Written so that NaN is kept.
-    kept = ~(size <= size[0] * len(size) * jnp.finfo(size.dtype).eps)
-    inverse = jnp.where(kept, 1 / jnp.where(kept, size, 1), 0)
+    inverse, kept = reciprocals(size)
     N = right.T * inverse[None]
     x = N @ (left.T @ (Q.T @ b))
     return N, x, kept.sum(dtype=jnp.int32)

@@ -1,4 +1,4 @@
-"""Which matrices the estimators and solvers of this package take."""
+"""What estimators and solvers ask of a matrix, and do with it, alike."""
 
 from typing import Any
 
@@ -38,3 +38,18 @@ def seen_finite(value: jax.Array) -> bool:
 def in_float32(array: jax.Array) -> jax.Array:
     """The array in float32 or wider."""
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+
+
+def product(left: jax.Array, right: jax.Array) -> jax.Array:
+    """The matrix product in the full precision of its dtype."""
+    return jnp.matmul(left, right, precision="highest")
+
+
+def reciprocals(size: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of singular values, largest first; 0 for those that are rounding errors.
+
+    Returns:
+        The reciprocals, and which of the values count. NaN counts.
+    """
+    kept = ~(size <= size[0] * len(size) * jnp.finfo(size.dtype).eps)
+    return jnp.where(kept, 1 / jnp.where(kept, size, 1), 0), kept

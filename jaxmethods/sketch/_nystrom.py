@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from ..core import check_integer, check_key, describe, is_concrete
-from ._matrices import check_finite, check_matrix, in_float32
-from ._svd import orthonormal, product
+from ._matrices import check_finite, check_matrix, in_float32, product
+from ._svd import orthonormal
 
 
 class Eigenpairs(NamedTuple):

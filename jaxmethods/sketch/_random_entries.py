@@ -6,10 +6,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from ..core import check_key
 from ..kernels import random_matmul, random_matmul_transpose
 from ._debiasing import debias_independent, debias_wishart
-from ._operator import check_sketch_shape, check_window, dense, matmul, transpose
+from ._drawn import Drawn, from_first
 
 Law = Literal["normal", "sign"]
 
@@ -84,14 +83,12 @@ def rademacher(key: jax.Array, m: int, n: int) -> "RandomEntries":
 
 
 def _draw(key: jax.Array, m: int, n: int, law: Law) -> "RandomEntries":
-    check_key(key)
-    num_rows, num_columns = check_sketch_shape(m, n)
-    return RandomEntries(key, jnp.zeros((), jnp.int32), num_rows, num_columns, law)
+    return RandomEntries(*from_first(key, m, n), law)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class RandomEntries:
+class RandomEntries(Drawn):
     """Columns start..start+n-1 of the matrix of independent entries a key names.
 
     `gaussian` and `rademacher` make it.
@@ -104,16 +101,7 @@ class RandomEntries:
         law: "normal" or "sign".
     """
 
-    key: jax.Array
-    start: jax.Array
-    num_rows: int = field(metadata=dict(static=True))
-    num_columns: int = field(metadata=dict(static=True))
     law: Law = field(metadata=dict(static=True))
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(m, n)."""
-        return self.num_rows, self.num_columns
 
     def apply(self, matrix: jax.Array) -> jax.Array:
         """`S A` of a floating matrix, unchecked."""
@@ -129,24 +117,7 @@ class RandomEntries:
         )
         return (out * self.num_rows**-0.5).astype(matrix.dtype)
 
-    def columns(self, start: Any, size: int) -> "RandomEntries":
-        """Columns start..start+size-1 as an operator; start may be traced.
-
-        Args:
-            start: integer scalar, 0..n-size.
-            size: 1..n.
-
-        Returns:
-            The operator of shape (m, size).
-        """
-        first = self.start + check_window(start, size, self.num_columns)
-        return RandomEntries(self.key, first, self.num_rows, size, self.law)
-
     def debias(self, d: Any) -> Any:
         """(m - d - 1) / m for normal entries, (m - d) / m for signs."""
         scalar = debias_wishart if self.law == "normal" else debias_independent
         return scalar(self.num_rows, d)
-
-    __matmul__ = matmul
-    T = property(transpose)
-    dense = dense

@@ -5,7 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core import check_floating, check_key, check_nonnegative, describe, is_concrete
+from ..core import check_key, check_nonnegative
+from ._matrices import check_finite, check_matrix, in_float32, product, reciprocals
 from ._random_entries import gaussian
 from ._sparse_stack import sparse_stack
 
@@ -50,14 +51,14 @@ def leverage_scores(A: jax.Array, *, ridge: Any = 0.0) -> jax.Array:
     matrix, wide = _check(A, ridge)
     Q, R = jnp.linalg.qr(_with_ridge(wide, ridge))
     left, size, _ = _decompose(R)[0]
-    basis = Q[: len(wide)] @ jnp.where(_kept(size)[None], left, 0)
-    return _check_finite((basis**2).sum(1).astype(matrix.dtype), matrix)
+    basis = Q[: len(wide)] @ jnp.where(reciprocals(size)[1][None], left, 0)
+    return _squared_norms(basis, matrix)
 
 
 def approximate_leverage_scores(
     key: jax.Array, A: jax.Array, *, ridge: Any = 0.0
 ) -> jax.Array:
-    """Leverage scores to a small factor, in about one pass over A.
+    """Leverage scores to a small factor, from a sketch and one product with A.
 
     A sketch of 8 d rows gives R with A inv(R) nearly orthonormal; the squared norms of
     the rows of A inv(R), measured in 32 random directions where d is larger, are the
@@ -78,7 +79,8 @@ def approximate_leverage_scores(
             not finite; ridge, where concrete, is negative or NaN.
 
     Complexity:
-        Two reads of A, 2 n d min(d, 32) flops, 32 n numbers.
+        Two reads of A, 2 n d min(d, 32) flops, 32 n numbers: on a CPU core some 6 times
+        as long as to read A once (1e6 x 100).
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -97,24 +99,17 @@ def approximate_leverage_scores(
     sketched = sparse_stack(own, _ROWS * d, n, k=_STACKS) @ wide
     R = jnp.linalg.qr(_with_ridge(sketched, ridge), mode="r")
     (_, size, right), norm = _decompose(R)
-    kept = _kept(size)
-    reciprocal = jnp.where(kept, 1 / jnp.where(kept, size, 1), 0)
-    inverse = right.T * reciprocal[None] / norm[:, None]
+    inverse = right.T * reciprocals(size)[0][None] / norm[:, None]
     if d > _PROBES:
         inverse = (gaussian(probing, _PROBES, d) @ inverse.T).T
-    basis = jnp.matmul(wide, inverse, precision="highest")
-    return _check_finite((basis**2).sum(1).astype(matrix.dtype), matrix)
+    return _squared_norms(product(wide, inverse), matrix)
 
 
 def _check(A: Any, ridge: Any) -> tuple[jax.Array, jax.Array]:
     """A, and A in float32 or wider."""
-    matrix = check_floating(A, "A")
+    matrix = check_matrix(A, "A")
     check_nonnegative(ridge, "ridge")
-    if matrix.ndim != 2 or not matrix.size:
-        raise ValueError(
-            f"A is {describe(matrix)}; wanted a matrix with rows to score."
-        )
-    return matrix, matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
+    return matrix, in_float32(matrix)
 
 
 def _with_ridge(matrix: jax.Array, ridge: Any) -> jax.Array:
@@ -133,15 +128,8 @@ def _decompose(R: jax.Array) -> tuple[Any, jax.Array]:
     return jnp.linalg.svd(R / norm[None]), norm
 
 
-def _kept(size: jax.Array) -> jax.Array:
-    """Which singular values stand above the rounding errors of the largest."""
-    return size > size[0] * len(size) * jnp.finfo(size.dtype).eps
-
-
-def _check_finite(scores: jax.Array, matrix: jax.Array) -> jax.Array:
-    if is_concrete(scores) and not bool(jnp.isfinite(scores).all()):
-        raise ValueError(
-            f"A is {describe(matrix)} with entries that are not finite; wanted finite "
-            f"ones: drop or fill the rows that hold NaN or infinity."
-        )
-    return scores
+def _squared_norms(basis: jax.Array, A: jax.Array) -> jax.Array:
+    """Those of the rows, in the dtype of A, of which they were made."""
+    norms = (basis**2).sum(1)
+    check_finite(norms, A, "A")
+    return norms.astype(A.dtype)

@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core import check_integer, check_key
+from ..core import check_integer
 from ..kernels import block_roll, block_roll_transpose, random_bits, rolled_buckets
 from ._column_signs import column_signs
-from ._operator import check_sketch_shape, check_window, dense, matmul, transpose
+from ._drawn import Drawn, from_first
 from ._sparse_columns import SparseColumns
 from ._stacks import debias_stack, join_stacks, split_stacks, stack_rows
 
@@ -100,16 +100,15 @@ def sparse_stack(key: jax.Array, m: int, n: int, *, k: int = 4) -> "SparseStack"
         Derezinski, Liao, Dobriban, Mahoney 2021, Sparse sketches with small inversion
         bias (arXiv 2011.10695).
     """
-    check_key(key)
-    num_rows, num_columns = check_sketch_shape(m, n)
+    fields = from_first(key, m, n)
     k = check_integer(k, "k", 1)
-    stack_rows(num_rows, k)
-    return SparseStack(key, jnp.zeros((), jnp.int32), num_rows, num_columns, k)
+    stack_rows(fields[2], k)
+    return SparseStack(*fields, k)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class SparseStack:
+class SparseStack(Drawn):
     """Columns start..start+n-1 of the stack of k CountSketches that a key names.
 
     `sparse_stack` and `countsketch` make it.
@@ -122,16 +121,7 @@ class SparseStack:
         k: entries a column.
     """
 
-    key: jax.Array
-    start: jax.Array
-    num_rows: int = field(metadata=dict(static=True))
-    num_columns: int = field(metadata=dict(static=True))
     k: int = field(metadata=dict(static=True))
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(m, n)."""
-        return self.num_rows, self.num_columns
 
     def apply(self, matrix: jax.Array) -> jax.Array:
         """`S A` of a floating matrix, unchecked."""
@@ -148,19 +138,6 @@ class SparseStack:
     def apply_sparse(self, matrix: Any) -> jax.Array:
         """`S A` of a BCOO matrix (n, d), unchecked: an addition a number and entry."""
         return self.explicit().apply_sparse(matrix)
-
-    def columns(self, start: Any, size: int) -> "SparseStack":
-        """Columns start..start+size-1 as an operator; start may be traced.
-
-        Args:
-            start: integer scalar, 0..n-size.
-            size: 1..n.
-
-        Returns:
-            The operator of shape (m, size).
-        """
-        first = self.start + check_window(start, size, self.num_columns)
-        return SparseStack(self.key, first, self.num_rows, size, self.k)
 
     def absolute(self, power: int = 1) -> SparseColumns:
         """The operator of the entries |S_ij| ** power, its arrays stored."""
@@ -189,10 +166,6 @@ class SparseStack:
         words = random_bits(self.key, block[None, :], stack[:, None])
         offset = (words % jnp.uint32(size)).astype(jnp.int32)
         return offset, self.start % size
-
-    __matmul__ = matmul
-    T = property(transpose)
-    dense = dense
 
 
 def _counters(first: jax.Array, size: int) -> jax.Array:

@@ -4,14 +4,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from ..core import check_key
 from ._column_signs import column_signs
 from ._debiasing import debias_orthogonal
 from ._distinct import distinct_rows
+from ._drawn import Drawn, from_first
 from ._hadamard import HadamardWindow, padded_length
-from ._operator import check_sketch_shape, check_window, dense, matmul, transpose
 
 
 def srht(key: jax.Array, m: int, n: int) -> "RandomHadamard":
@@ -48,20 +46,19 @@ def srht(key: jax.Array, m: int, n: int) -> "RandomHadamard":
         Tropp 2011, Improved analysis of the subsampled randomized Hadamard transform
         (arXiv 1011.1595).
     """
-    check_key(key)
-    num_rows, num_columns = check_sketch_shape(m, n)
+    key, start, num_rows, num_columns = from_first(key, m, n)
     length = padded_length(num_columns)
     if num_rows > length:
         raise ValueError(
             f"m is {num_rows} and n {num_columns}, {length} when padded; wanted m of "
             f"{length} at most, since rows are drawn without replacement."
         )
-    return RandomHadamard(key, jnp.zeros((), jnp.int32), num_rows, num_columns, length)
+    return RandomHadamard(key, start, num_rows, num_columns, length)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class RandomHadamard:
+class RandomHadamard(Drawn):
     """Columns start..start+n-1 of the Hadamard sketch that a key names.
 
     `srht` makes it.
@@ -74,16 +71,7 @@ class RandomHadamard:
         length: the power of two N.
     """
 
-    key: jax.Array
-    start: jax.Array
-    num_rows: int = field(metadata=dict(static=True))
-    num_columns: int = field(metadata=dict(static=True))
     length: int = field(metadata=dict(static=True))
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(m, n)."""
-        return self.num_rows, self.num_columns
 
     def apply(self, matrix: jax.Array) -> jax.Array:
         """`S A` of a floating matrix, unchecked."""
@@ -92,19 +80,6 @@ class RandomHadamard:
     def apply_transpose(self, matrix: jax.Array) -> jax.Array:
         """`S^T Y` of a floating matrix, unchecked."""
         return self.explicit().apply_transpose(matrix)
-
-    def columns(self, start: Any, size: int) -> "RandomHadamard":
-        """Columns start..start+size-1 as an operator; start may be traced.
-
-        Args:
-            start: integer scalar, 0..n-size.
-            size: 1..n.
-
-        Returns:
-            The operator of shape (m, size).
-        """
-        first = self.start + check_window(start, size, self.num_columns)
-        return RandomHadamard(self.key, first, self.num_rows, size, self.length)
 
     def debias(self, d: Any) -> Any:
         """N (m - d - 1) / (m (N - d - 1)), which multiplies inv((S A)^T S A)."""
@@ -115,7 +90,3 @@ class RandomHadamard:
         sign = column_signs(self.key, self.start, self.num_columns, 1)[0]
         rows = distinct_rows(self.key, self.num_rows, self.length)
         return HadamardWindow(sign, rows, self.start, self.length)
-
-    __matmul__ = matmul
-    T = property(transpose)
-    dense = dense

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core import check_integer, check_key
-from ._matrices import check_finite, check_matrix, in_float32
+from ._matrices import check_finite, check_matrix, in_float32, product
 
 
 class SVD(NamedTuple):
@@ -94,8 +94,3 @@ def svd(
 def orthonormal(matrix: jax.Array) -> jax.Array:
     """An orthonormal basis (n, d) that spans the columns of a tall matrix."""
     return jnp.linalg.qr(matrix)[0]
-
-
-def product(left: jax.Array, right: jax.Array) -> jax.Array:
-    """The matrix product in the full precision of its dtype."""
-    return jnp.matmul(left, right, precision="highest")

@@ -155,9 +155,9 @@ def test_bad_preconditioners():
         score(precondition={"w": ones["w"]})
     with pytest.raises(ValueError, match=r"\('b',\) is float32\[1,4\] at precondition"):
         score(precondition=jax.tree.map(lambda x: x[:1], ones))
-    with pytest.raises(ValueError, match=r"precondition \('b',\) .*wanted 0 or more"):
+    with pytest.raises(ValueError, match=r"precondition \('b',\) .*with -1\.0 in it"):
         score(precondition=ones | {"b": -ones["b"]})
-    with pytest.raises(ValueError, match=r"precondition \('v',\) .*not finite"):
+    with pytest.raises(ValueError, match=r"precondition \('v',\) .*with inf in it"):
         score(precondition=ones | {"v": ones["v"] / 0})
     with pytest.raises(ValueError, match="a tuple with 0 states of Adam in it"):
         adam_preconditioner(optax.sgd(0.1).init({"w": jnp.ones(2)}))

@@ -351,13 +351,17 @@ def test_a_gradient_that_is_nan_is_seen(method, labels):
         key = jax.random.key(0)
         return debug(broken_loss, predict, params, bug, original, key, method=method)
 
-    if method == "debug_only":
-        hint = r"after 1 steps of .*\('b',\).* not finite"
-        with pytest.raises(ValueError, match=hint):
-            step(bug)
     done = jax.jit(step)(bug)
     assert int(done.steps) == 1 and not done.solved
     assert np.isnan(done.params["w"]).any() or np.isnan(done.params["b"]).any()
+
+
+def test_a_gradient_that_is_nan_is_named_where_values_are_seen():
+    params, (x, _), original = model()
+    params["b"] = params["b"] - jnp.asarray([9.0, 0, 0])
+    args = broken_loss, predict, params, (x, jnp.zeros(M, int)), original
+    with pytest.raises(ValueError, match=r"after 1 steps of .*\('b',\).* not finite"):
+        debug(*args, jax.random.key(0), method="debug_only")
 
 
 def test_parameters_that_are_nan_stay_so():

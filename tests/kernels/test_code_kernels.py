@@ -21,7 +21,7 @@ from jaxmethods.kernels import (
 
 # One block, blocks of every axis that stick out, one row, one column, one term.
 SHAPES = [(5, 7, 3), (19, 33, 21), (1, 9, 1), (8, 1, 8)]
-PER_BYTE = {2: 4, 3: 2, 4: 2, 5: 1, 8: 1}
+PER_BYTE = {2: 4, 3: 2, 4: 2, 5: 1, 6: 1, 7: 1, 8: 1}
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def small_blocks(monkeypatch):
 
 
 @pytest.mark.parametrize("bits", PER_BYTE)
-@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (7, 3), (8, 8), (1, 9)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (7, 3), (8, 8)], ids=str)
 def test_unpacking_undoes_packing(bits, shape):
     levels = np.random.default_rng(0).integers(0, 2**bits, shape)
     packed = jax.jit(pack_levels, static_argnums=1)(jnp.asarray(levels), bits)

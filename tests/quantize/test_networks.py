@@ -11,6 +11,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxmethods.quantize import Policy, bhq, fqt, psq, ptq, qat
 
+from .unbiased import assert_unbiased
+
 POLICY = Policy(
     activation=ptq(8, zero_aligned=False),
     weight=ptq(8),
@@ -27,7 +29,7 @@ class LinenConv(nn.Module):
     def __call__(self, x, train=False):
         x = nn.Conv(3, (3, 3), strides=2)(x)
         x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
-        x = nn.Conv(4, (2, 2), feature_group_count=1)(x)
+        x = nn.Conv(6, (2, 2), feature_group_count=3)(x)
         return nn.Dense(2)(x.mean((1, 2)))
 
 
@@ -153,19 +155,6 @@ NETWORKS = {
 AUX = ("linen, training", "nnx, training")
 
 
-def unbiased(draws, exact):
-    """|mean - exact|^2 over what chance explains: 1 on average, 20 once in 1e5."""
-    draws, exact = (
-        [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(tree)]
-        for tree in (draws, exact)
-    )
-    # Some gradients are zero but for rounding, such as that of a bias before a norm.
-    rounding = 1e-11 * sum((e**2).sum() for e in exact)
-    for d, e in zip(draws, exact, strict=True):
-        chance = d.var(0).sum() / len(d) + rounding
-        assert ((d.mean(0) - e) ** 2).sum() < 20 * chance
-
-
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gradients_average_to_those_of_qat(name):
     fn, params, args = NETWORKS[name]()
@@ -181,7 +170,7 @@ def test_gradients_average_to_those_of_qat(name):
         for s, w in zip(jax.tree.leaves(stats), jax.tree.leaves(want), strict=True):
             wanted = np.broadcast_to(w, s.shape)
             np.testing.assert_allclose(s, wanted, rtol=1e-4, atol=1e-6)
-    unbiased(draws, exact)
+    assert_unbiased(draws, exact)
     noisy = [bool(d.var(0).sum() > 0) for d in jax.tree.leaves(draws)]
     assert sum(noisy) >= len(noisy) / 2
 
@@ -212,7 +201,7 @@ def test_remat_draws_the_noise_of_the_network_without_it():
     inside = jax.grad(fqt(jax.checkpoint(fn), POLICY), argnums=1)
     keys = jax.random.split(key, 100)
     draws = jax.jit(jax.vmap(lambda k: inside(k, params, *args)))(keys)
-    unbiased(draws, jax.jit(jax.grad(qat(fn, POLICY)))(params, *args))
+    assert_unbiased(draws, jax.jit(jax.grad(qat(fn, POLICY)))(params, *args))
 
 
 def test_eight_shards_draw_apart_and_average_to_qat():
@@ -232,7 +221,8 @@ def test_eight_shards_draw_apart_and_average_to_qat():
     x = jnp.concatenate([x, 2 * x])
     draws = jax.jit(run)(jax.random.split(jax.random.key(11), 100), params, x)
     # The mean loss of the batch is the mean of those of its shards.
-    unbiased(jax.tree.map(lambda d: d.mean(0), draws), jax.grad(fn)(params, stats, x))
+    means = jax.tree.map(lambda d: d.mean(0), draws)
+    assert_unbiased(means, jax.grad(fn)(params, stats, x))
     kernel = np.asarray(draws["Conv_0"]["kernel"]) - np.asarray(
         draws["Conv_0"]["kernel"]
     ).mean(1, keepdims=True)

@@ -5,26 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmethods.kernels import pack_levels, unpack_levels
+from jaxmethods.kernels import unpack_levels
 from jaxmethods.quantize import QTensor, bhq, psq, ptq
 
-pack = jax.jit(pack_levels, static_argnums=1)
 dequantize = jax.jit(QTensor.dequantize)
 unpack = jax.jit(unpack_levels, static_argnums=(1, 2))
 
 PER_BYTE = {2: 4, 3: 2, 4: 2, 5: 1, 6: 1, 7: 1, 8: 1}
-every_bits = pytest.mark.parametrize("bits", PER_BYTE)
-
-
-@every_bits
-@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (7, 3), (8, 16)])
-def test_unpacking_undoes_packing(bits, shape):
-    levels = np.random.default_rng(0).integers(0, 2**bits, shape).astype(np.float32)
-    packed = pack(jnp.asarray(levels), bits)
-    assert packed.dtype == jnp.uint8
-    short, long = sorted(shape)
-    assert packed.size == short * -(-long // PER_BYTE[bits])
-    np.testing.assert_array_equal(unpack(packed, bits, shape), levels)
 
 
 @pytest.mark.parametrize("factory", [ptq, psq, bhq])

@@ -5,6 +5,7 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jaxmethods import sketch
 
@@ -54,6 +55,12 @@ def block_roll(key, m, n):
 def hadamard(key, m, n):
     whole = sketch.srht(key, m, n).explicit()
     return sketch.Hadamard(whole.sign, whole.rows, n)
+
+
+def whole_numbers(seed, *shape):
+    """Operands whose sums with entries +-1 or +-1/2 are exact in any order."""
+    draw = jax.random.randint(jax.random.key(seed), shape, -9, 10)
+    return draw.astype(jnp.float32)
 
 
 def uneven(n):

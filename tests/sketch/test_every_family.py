@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxmethods import sketch
 
-from .families import FAMILIES
+from .families import FAMILIES, whole_numbers
 
 M, N = 16, 37
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -43,12 +43,6 @@ def assert_same(family, got, want):
 
 def normal(seed, *shape):
     return jax.random.normal(jax.random.key(seed), shape)
-
-
-def whole_numbers(seed, *shape):
-    """Operands whose sums with entries +-1 or +-1/2 are exact in any order."""
-    draw = jax.random.randint(jax.random.key(seed), shape, -9, 10)
-    return draw.astype(jnp.float32)
 
 
 @every_family

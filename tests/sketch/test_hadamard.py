@@ -9,27 +9,23 @@ from hypothesis import strategies as st
 from scipy.linalg import hadamard
 from scipy.stats import chi2
 
-from jaxmethods import kernels
 from jaxmethods.kernels import _walsh_hadamard
 from jaxmethods.sketch import Hadamard, srht, walsh_hadamard
 from jaxmethods.sketch._distinct import distinct_rows
 
+from .families import whole_numbers
+
 IMPLEMENTATIONS = {
-    "default": kernels.walsh_hadamard,
     "by blocks": _walsh_hadamard._by_blocks,
     "all at once": _walsh_hadamard._all_at_once,
 }
-
-
-def whole_numbers(*shape):
-    return np.random.default_rng(0).integers(-9, 10, shape).astype(np.float32)
 
 
 @pytest.mark.parametrize("length", [1, 2, 64, 512])
 @pytest.mark.parametrize("width", [1, 3, 70])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_transform_is_sylvesters_matrix(implementation, length, width):
-    x = whole_numbers(length, width)
+    x = whole_numbers(0, length, width)
     got = jax.jit(IMPLEMENTATIONS[implementation])(x)
     np.testing.assert_array_equal(got, hadamard(length) @ x)
 
@@ -37,7 +33,7 @@ def test_transform_is_sylvesters_matrix(implementation, length, width):
 @pytest.mark.parametrize("width", [1, 64])
 def test_blocks_within_blocks(width, monkeypatch):
     monkeypatch.setattr(_walsh_hadamard, "_BLOCK", 4)  # bytes: nothing fits
-    x = whole_numbers(1 << 13, width)  # 64 blocks of 128, each 64 blocks of 2
+    x = whole_numbers(0, 1 << 13, width)  # 64 blocks of 128, each 64 blocks of 2
     got = jax.jit(_walsh_hadamard._by_blocks)(x)
     np.testing.assert_array_equal(got, _walsh_hadamard._all_at_once(jnp.asarray(x)))
 
@@ -66,7 +62,7 @@ def test_transform_of_the_transform(seed):
 
 
 def test_derivatives_batches_and_dtypes():
-    H, x = hadamard(8).astype(np.float32), jnp.asarray(whole_numbers(8))
+    H, x = hadamard(8).astype(np.float32), jnp.asarray(whole_numbers(0, 8))
     np.testing.assert_array_equal(jax.jacrev(walsh_hadamard)(x), H)
     np.testing.assert_array_equal(jax.jacfwd(walsh_hadamard)(x), H)
     batch = jnp.stack([x, 2 * x], 1)

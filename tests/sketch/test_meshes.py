@@ -15,17 +15,9 @@ from jax.sharding import PartitionSpec as P
 
 from jaxmethods import sketch
 
+from .families import FAMILIES, whole_numbers
+
 N, D, M = 48, 3, 16
-EXACT = {  # entries are powers of two: sums of whole numbers do not round
-    "sparse_stack": lambda key: sketch.sparse_stack(key, M, N),
-    "countsketch": lambda key: sketch.countsketch(key, M, N),
-    "srht": lambda key: sketch.srht(key, M, N),
-    "rademacher": lambda key: sketch.rademacher(key, M, N),
-}
-ROUNDED = {
-    "gaussian": lambda key: sketch.gaussian(key, M, N),
-    "less": lambda key: sketch.less(key, jnp.arange(1.0, N + 1), M, s=3),
-}
 
 
 def mesh_of(num, *names):
@@ -34,20 +26,16 @@ def mesh_of(num, *names):
     return Mesh(devices, names, axis_types=(AxisType.Auto,) * len(names))
 
 
-def whole_numbers():
-    return jnp.float32(np.random.RandomState(0).randint(-9, 10, (N, D)))
-
-
 @pytest.mark.parametrize("names", [("rows",), ("hosts", "rows")])
 def test_the_sketch_does_not_depend_on_the_mesh(names):
-    A, new = whole_numbers(), EXACT | ROUNDED
+    A, new = whole_numbers(0, N, D), FAMILIES
     split = P(names)
 
     def local(key, A):
         keys = jax.random.split(key, len(new))
         return {
-            name: sketch.apply_sharded(make(k), A, names)
-            for k, (name, make) in zip(keys, new.items(), strict=True)
+            name: sketch.apply_sharded(family.new(k, M, N), A, names)
+            for k, (name, family) in zip(keys, new.items(), strict=True)
         }
 
     run = jax.shard_map(
@@ -55,9 +43,9 @@ def test_the_sketch_does_not_depend_on_the_mesh(names):
     )
     got = jax.jit(run)(jax.random.key(0), A)
     keys = jax.random.split(jax.random.key(0), len(new))
-    for key, (name, make) in zip(keys, new.items(), strict=True):
-        want = make(key) @ A
-        if name in EXACT:
+    for key, (name, family) in zip(keys, new.items(), strict=True):
+        want = family.new(key, M, N) @ A
+        if family.exact:
             np.testing.assert_array_equal(got[name], want)
         else:
             np.testing.assert_allclose(got[name], want, rtol=1e-5, atol=1e-5)
@@ -105,7 +93,7 @@ def test_workers_on_the_devices_of_a_mesh():
 
 
 def test_errors():
-    A, S = whole_numbers(), sketch.sparse_stack(jax.random.key(0), M, N)
+    A, S = whole_numbers(0, N, D), sketch.sparse_stack(jax.random.key(0), M, N)
 
     def run(A, fn):
         mesh = mesh_of(8, "rows")
@@ -171,7 +159,8 @@ def test_two_processes_find_what_one_finds():
     finally:
         for process in processes:
             process.kill()
-    A = whole_numbers()
+            process.wait()
+    A = np.float32(np.random.RandomState(0).randint(-9, 10, (48, 3)))  # theirs
     want = sketch.sparse_stack(jax.random.key(0), 16, 48) @ A
     x = np.linalg.lstsq(np.float64(A[:, :2]), np.float64(A[:, 2]), rcond=None)[0]
     for process, (out, err) in zip(processes, ends, strict=True):

@@ -51,14 +51,3 @@ def test_memory_is_some_tiles(new):
     run = jax.jit(lambda key, A: new(key, m, n) @ A)
     used = run.lower(jax.random.key(0), A).compile().memory_analysis()
     assert used.temp_size_in_bytes < 4 * 4 * _random_matmul._TILE  # S takes 32 times it
-
-
-def test_mean_inverse_has_the_wishart_factor():
-    n, d, m, num = 20, 6, 24, 2000
-    U = jnp.linalg.qr(jax.random.normal(jax.random.key(3), (n, d)))[0]
-    keys = jax.random.split(jax.random.key(4), num)
-    Y = jax.jit(jax.vmap(lambda key: gaussian(key, m, n) @ U))(keys)
-    Y = np.asarray(Y, np.float64)
-    trace = np.trace(np.linalg.inv(np.einsum("tmi,tmj->tij", Y, Y)), axis1=1, axis2=2)
-    mean = gaussian(jax.random.key(0), m, n).debias(d) * trace / d
-    assert abs(mean.mean() - 1) < 5 * mean.std() / np.sqrt(num)
