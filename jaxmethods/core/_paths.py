@@ -1,6 +1,6 @@
 """Key paths of a pytree as tuples of plain names, and how `where` chooses."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -39,7 +39,7 @@ def choose_paths(where: Where, paths: Sequence[Path]) -> list[bool]:
         One bool a leaf.
 
     Raises:
-        TypeError: `where` is a string.
+        TypeError: `where` is neither a predicate nor a list.
         ValueError: `where` chooses nothing, or a path of the list names no leaf; the
             message lists the known paths.
 
@@ -50,10 +50,10 @@ def choose_paths(where: Where, paths: Sequence[Path]) -> list[bool]:
     if where is None:
         return [True] * len(paths)
     known = f"the known paths are {list(paths)}."
-    if isinstance(where, str):
+    if isinstance(where, str) or not (callable(where) or isinstance(where, Iterable)):
         raise TypeError(
-            f"where is the string {where!r}; wanted a list of paths, [({where!r},)], "
-            f"or a predicate on a path; {known}"
+            f"where is {where!r}; wanted a list of paths, such as [({where!r},)], or a "
+            f"predicate on a path; {known}"
         )
     if callable(where):
         chosen = [bool(where(path)) for path in paths]

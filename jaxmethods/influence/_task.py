@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -174,11 +174,6 @@ def read(loss: Loss, where: Where, params: Any, *examples: Any) -> Reading:
 def choose_parameters(where: Where, params: Any) -> list[int]:
     """The numbers of the floating parameters that `where` chooses, in tree order."""
     paths = leaf_paths(params)
-    if not (where is None or callable(where) or isinstance(where, Iterable)):
-        raise TypeError(
-            f"where is {describe(where)}; wanted a predicate on a path or a list of "
-            f"paths; the known paths are {paths}."
-        )
     kinds = [jnp.result_type(leaf) for leaf in jax.tree.leaves(params)]
     chosen = [i for i, taken in enumerate(choose_paths(where, paths)) if taken]
     for i in chosen:

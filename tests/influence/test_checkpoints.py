@@ -108,5 +108,5 @@ def test_what_is_no_array_is_named():
         forms(loss)(params, xs[0])
     with pytest.raises(ValueError, match=r"of one checkpoint \[params\]"):
         tracin(loss)({"w": jnp.ones(2), "b": jnp.ones(())}, [0.1], xs, xs)
-    with pytest.raises(TypeError, match=r"where is the string 'w'.*\[\('w',\)\]"):
+    with pytest.raises(TypeError, match=r"where is 'w'; wanted a list.*\[\('w',\)\]"):
         tracin(loss, where="w")([{"w": jnp.ones(2)}], [0.1], xs, xs)

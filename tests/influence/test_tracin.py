@@ -427,7 +427,7 @@ def test_a_list_of_batches_is_no_set():
 @pytest.mark.parametrize("name", ALL)
 def test_choices_of_another_kind(name):
     args = build("dense")
-    hint = r"where is int 3; wanted a predicate on a path or a list .* \('w',\)"
+    hint = r"where is 3; wanted a list of paths.* or a predicate .* \('w',\)"
     with pytest.raises(TypeError, match=hint):
         call(name, *args, where=3)
 
