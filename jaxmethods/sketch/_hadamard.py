@@ -12,6 +12,7 @@ from ..core import check_floating, describe
 from ._debiasing import debias_orthogonal
 from ._linear import linear_apply
 from ._operator import check_window, dense, matmul, transpose
+from ._sparse_operand import add_columns
 
 
 def walsh_hadamard(x: jax.Array) -> jax.Array:
@@ -111,6 +112,10 @@ class Hadamard:
         """`S^T Y` of a floating matrix, unchecked."""
         return self._whole().apply_transpose(matrix)
 
+    def apply_sparse(self, matrix: Any) -> jax.Array:
+        """`S A` of a BCOO matrix (n, d), unchecked."""
+        return self._whole().apply_sparse(matrix)
+
     def columns(self, start: Any, size: int) -> "HadamardWindow":
         """Columns start..start+size-1 as an operator; start may be traced.
 
@@ -195,6 +200,21 @@ class HadamardWindow:
             out = jnp.concatenate([out, second])
         out = jax.lax.dynamic_slice_in_dim(out, place, self.shape[1])
         return (out * self.sign.astype(dtype)[:, None]).astype(matrix.dtype)
+
+    def apply_sparse(self, matrix: Any) -> jax.Array:
+        """`S A` of a BCOO matrix (n, d), unchecked: no transform, m signs a number."""
+        dtype = jnp.promote_types(matrix.dtype, jnp.float32)
+        sign = self.sign.astype(dtype)
+
+        def columns(number: jax.Array) -> jax.Array:
+            shared = self.rows[:, None] & (self.start + number)[None]
+            odd = jax.lax.population_count(shared) & 1
+            sizes = sign.at[number].get(mode="fill", fill_value=0)
+            return (1 - 2 * odd).astype(dtype) * sizes[None]
+
+        num_rows = self.rows.shape[0]
+        out = add_columns(columns, num_rows, matrix)
+        return (out * num_rows**-0.5).astype(matrix.dtype)
 
     def columns(self, start: Any, size: int) -> "HadamardWindow":
         """Columns start..start+size-1 as an operator; start may be traced."""

@@ -19,6 +19,7 @@ from ._matrices import check_finite, check_matrix, in_float32, product, seen_fin
 from ._random_entries import gaussian, rademacher
 from ._row_sampling import less, less_uniform, sample_rows
 from ._scores import approximate_leverage_scores
+from ._sharded_rows import apply_rows, num_rows
 from ._sparse_stack import countsketch, sparse_stack
 from ._srht import srht
 
@@ -43,6 +44,7 @@ def inverse_gram(
     workers: int = 1,
     ridge: Any = 0.0,
     axis_name: Any = None,
+    worker_axis_name: Any = None,
 ) -> jax.Array:
     r"""An estimate of `inv(A^T A + ridge I)` from m sketched rows, debiased.
 
@@ -65,8 +67,11 @@ def inverse_gram(
             "less_uniform", which is nearly unbiased only where no row stands out.
         workers: q, independent sketches to average.
         ridge: scalar, 0 or more; may be traced.
-        axis_name: inside `jax.shard_map`, a mesh axis whose devices all hold A: each
-            draws `workers` sketches of its own, and one pmean of (d, d) follows.
+        axis_name: inside `jax.shard_map`, the mesh axis over which the rows of A are
+            split: one psum of (m, d) a worker, and one of a sketch for the scores of
+            "less", n of which are gathered.
+        worker_axis_name: a mesh axis along which A is the same: each device draws
+            `workers` sketches of its own, and one pmean of (d, d) follows.
 
     Returns:
         (d, d), symmetric, in the dtype of A.
@@ -102,9 +107,9 @@ def inverse_gram(
     check_integer(workers, "workers", 1)
     check_nonnegative(ridge, "ridge")
     scoring, drawing = jax.random.split(key)
-    draw = sketcher(scoring, in_float32(matrix), m, family, ridge)
-    if axis_name is not None:
-        drawing = jax.random.fold_in(drawing, jax.lax.axis_index(axis_name))
+    draw = sketcher(scoring, in_float32(matrix), m, family, ridge, axis_name)
+    if worker_axis_name is not None:
+        drawing = jax.random.fold_in(drawing, jax.lax.axis_index(worker_axis_name))
     roots = jax.vmap(draw)(jax.random.split(drawing, workers))
     mean = jax.vmap(_inverse_of_root)(roots).mean(0)
     if not seen_finite(mean):
@@ -113,13 +118,13 @@ def inverse_gram(
             f"its Gram matrix has no inverse; wanted independent ones: drop some, or "
             f"give a ridge."
         )
-    if axis_name is not None:
-        mean = jax.lax.pmean(mean, axis_name)
+    if worker_axis_name is not None:
+        mean = jax.lax.pmean(mean, worker_axis_name)
     return mean.astype(matrix.dtype)
 
 
 def sketcher(
-    key: jax.Array, A: jax.Array, m: int, family: str, ridge: Any
+    key: jax.Array, A: jax.Array, m: int, family: str, ridge: Any, axis_name: Any
 ) -> Callable[[jax.Array], jax.Array]:
     """A function that draws triangular roots of debiased sketches of `A^T A`.
 
@@ -129,6 +134,7 @@ def sketcher(
         m: rows of the sketch.
         family: one of `FAMILIES`.
         ridge: scalar, 0 or more.
+        axis_name: the mesh axis over which the rows of A are split, or None.
 
     Returns:
         `draw(key)`: upper triangular R (d, d) such that inv(R^T R) is nearly unbiased.
@@ -136,11 +142,13 @@ def sketcher(
     Raises:
         ValueError: m is too small for the family and d, or the family has no scalar.
     """
-    n, d = A.shape
+    n, d = num_rows(A, axis_name), A.shape[1]
     draws = max(2, min(d, _MOST_DRAWS))  # a single one has no scalar
     scores: Any = None
     if family in ("less", "sample_rows"):
-        scores = approximate_leverage_scores(key, A, ridge=ridge)
+        scores = approximate_leverage_scores(key, A, ridge=ridge, axis_name=axis_name)
+        if axis_name is not None:
+            scores = jax.lax.all_gather(scores, axis_name, tiled=True)
         scores = 0.9 * scores / scores.sum() + 0.1 / n  # none is far too small
 
     def operator(key: jax.Array) -> Any:
@@ -155,7 +163,7 @@ def sketcher(
     def draw(key: jax.Array) -> jax.Array:
         S = operator(key)
         scalar = S.debias(d)  # raises where there is none
-        R = jnp.linalg.qr(S @ A, mode="r")
+        R = jnp.linalg.qr(apply_rows(S, A, axis_name), mode="r")
         if is_concrete(ridge) and not ridge:
             return R * scalar**-0.5
         scalar = S.debias(_effective_dimension(R, S.debias, ridge))

@@ -15,7 +15,7 @@ from jax.scipy.sparse.linalg import cg
 
 from ..core import check_floating, check_key, describe, vary_as
 from ._matrices import check_finite, check_matrix, in_float32, product, reciprocals
-from ._sharded_rows import apply_sharded
+from ._sharded_rows import apply_rows, num_rows, total
 from ._sparse_stack import sparse_stack
 
 _ROWS = 16  # of the sketch, for each column of A: each step then gains a factor 4
@@ -94,7 +94,7 @@ def lstsq(
 
     def pull(A: jax.Array, N: jax.Array, rows: jax.Array) -> jax.Array:
         """(A N)^T rows."""
-        return product(_total(product(rows, A), axis_name), N)
+        return product(total(product(rows, A), axis_name), N)
 
     def refine(A: jax.Array, b: jax.Array, x: jax.Array, digits: float) -> jax.Array:
         own = vary_as(N, jax.typeof(A))  # all that the solver meets must vary alike
@@ -114,7 +114,7 @@ def lstsq(
     x = jax.lax.stop_gradient(refine(*constants, x, 1 / 3))
     x = refine(A, b, x, 2 / 3)
     left = b - product(A, x)
-    residual = jnp.sqrt(_total((left**2).sum(), axis_name))
+    residual = jnp.sqrt(total((left**2).sum(), axis_name))
     error = jax.lax.stop_gradient(jnp.linalg.norm(pull(A, N, left)))
     x, residual, error = (v.astype(dtype) for v in (x, residual, error))
     return Solution(x, residual, error, rank)
@@ -128,7 +128,7 @@ def _check(A: Any, b: Any, axis_name: Any) -> tuple[jax.Array, jax.Array, Any]:
             f"b is {describe(b)} and A {describe(A)}; wanted b of shape {A.shape[:1]} "
             f"(for several right-hand sides use jax.vmap over b)."
         )
-    rows = A.shape[0] * (1 if axis_name is None else jax.lax.axis_size(axis_name))
+    rows = num_rows(A, axis_name)
     if rows < A.shape[1]:
         raise ValueError(
             f"A is {describe(A)} with {rows} rows and {A.shape[1]} columns; wanted no "
@@ -145,13 +145,10 @@ def _sketch(
 ) -> tuple[jax.Array, jax.Array]:
     """S A and S b, the same on all devices."""
     n, d = A.shape
-    if axis_name is not None:
-        S = sparse_stack(key, _ROWS * d, n * jax.lax.axis_size(axis_name))
-        return apply_sharded(S, A, axis_name), apply_sharded(S, b, axis_name)
-    if n <= _ROWS * d:
+    if axis_name is None and n <= _ROWS * d:
         return A, b
-    S = sparse_stack(key, _ROWS * d, n)
-    return S @ A, S @ b
+    S = sparse_stack(key, _ROWS * d, num_rows(A, axis_name))
+    return apply_rows(S, A, axis_name), apply_rows(S, b, axis_name)
 
 
 def _precondition(A: jax.Array, b: jax.Array) -> tuple[jax.Array, ...]:
@@ -162,7 +159,3 @@ def _precondition(A: jax.Array, b: jax.Array) -> tuple[jax.Array, ...]:
     N = right.T * inverse[None]
     x = N @ (left.T @ (Q.T @ b))
     return N, x, kept.sum(dtype=jnp.int32)
-
-
-def _total(value: jax.Array, axis_name: Any) -> jax.Array:
-    return value if axis_name is None else jax.lax.psum(value, axis_name)

@@ -56,6 +56,7 @@ def newton_sketch(
     num_steps: int,
     family: str = "less",
     ridge: Any = 0.0,
+    axis_name: Any = None,
 ) -> Minimum:
     r"""Minimises a sum over many rows by Newton steps with sketched Hessians.
 
@@ -81,6 +82,8 @@ def newton_sketch(
         family: as in `inverse_gram`; "less" is Newton-LESS.
         ridge: scalar, 0 or more, the coefficient of |params|^2 / 2 in `fn`; its part
             of the Hessian is not sketched.
+        axis_name: inside `jax.shard_map`, the mesh axis over which rows are split:
+            `root` gives those of this device, `fn` the objective of all (a psum).
 
     Returns:
         `Minimum(params, decrement)`.
@@ -109,7 +112,8 @@ def newton_sketch(
         Derezinski, Lacotte, Pilanci, Mahoney 2021, Newton-LESS (arXiv 2107.07480).
     """
     check_integer(num_steps, "num_steps", 1)
-    method = scale_by_newton_sketch(key, root, m, family=family, ridge=ridge)
+    options = dict(family=family, ridge=ridge, axis_name=axis_name)
+    method = scale_by_newton_sketch(key, root, m, **options)
 
     def step(carry: Any, _: None) -> Any:
         params, state = carry
@@ -130,6 +134,7 @@ def scale_by_newton_sketch(
     *,
     family: str = "less",
     ridge: Any = 0.0,
+    axis_name: Any = None,
 ) -> optax.GradientTransformation:
     """Gradients times the inverse of a sketched Hessian, as an optax transformation.
 
@@ -143,6 +148,8 @@ def scale_by_newton_sketch(
         m: rows of a sketch, above d.
         family: as in `inverse_gram`.
         ridge: scalar, 0 or more.
+        axis_name: inside `jax.shard_map`, the mesh axis over which the rows of the root
+            are split; the gradient is that of all rows on every device.
 
     Returns:
         `optax.GradientTransformation`, whose `update` needs params and whose state is
@@ -187,7 +194,8 @@ def scale_by_newton_sketch(
         gradient, unravel = ravel_pytree(updates)
         matrix = _check_root(root(params), len(gradient))
         following, scoring, drawing = jax.random.split(state.key, 3)
-        R = sketcher(scoring, in_float32(matrix), m, family, ridge)(drawing)
+        draw = sketcher(scoring, in_float32(matrix), m, family, ridge, axis_name)
+        R = draw(drawing)
         half = solve_triangular(R, gradient.astype(R.dtype), trans=1)
         direction = (1 - len(gradient) / m) * solve_triangular(R, half)
         decrement = (0.5 * half @ half).astype(state.decrement.dtype)

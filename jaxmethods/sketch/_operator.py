@@ -29,7 +29,8 @@ class LinearOperator(Protocol):
     or wider; `apply_transpose` takes (m, d) and returns (n, d). Both are ordinary jax
     functions; they need no efficient derivative, `matmul` gives them one. A family
     whose products `bound` shall bound has `absolute(power)` as well, which returns the
-    operator of the entries |S_ij| ** power.
+    operator of the entries |S_ij| ** power; one that takes a BCOO matrix has
+    `apply_sparse`, an `apply` that jax can differentiate in `matrix.data`.
 
     Attributes:
         shape: (m, n), static.
@@ -73,8 +74,8 @@ def matmul(operator: LinearOperator, other: Any) -> Any:
 
     Args:
         operator: shape (m, n).
-        other: floating (n,) or (n, d), which may be a BCOO matrix where every column
-            of S has few entries, or an operator of shape (n, p).
+        other: floating (n,) or (n, d), which may be a BCOO matrix, or an operator of
+            shape (n, p).
 
     Returns:
         (m,) or (m, d) in the dtype of A, or an operator of shape (m, p).
@@ -82,8 +83,8 @@ def matmul(operator: LinearOperator, other: Any) -> Any:
     Raises:
         TypeError: A is not floating.
         ValueError: the shapes do not match, or A is sharded over Explicit mesh axes.
-        NotImplementedError: A is a sparse matrix and S no sparse stack, or A is no
-            BCOO matrix of single numbers.
+        NotImplementedError: A is a sparse matrix but no BCOO matrix of single numbers,
+            or S an operator without a method for those.
     """
     rows, columns = operator.shape
     if isinstance(other, LinearOperator):
@@ -126,18 +127,25 @@ def _matmul_sparse(operator: LinearOperator, matrix: Any) -> jax.Array:
     """`S @ A` for a sparse A; its derivative in `A.data` is left to jax."""
     # Seen by its parts: to import the class takes a quarter of a second.
     places = getattr(matrix, "indices", jnp.zeros(0))
-    single = places.ndim == 2 and places.shape == (*matrix.data.shape, 2)
-    if not single or not hasattr(operator, "apply_sparse"):
+    if places.ndim != 2 or places.shape != (*matrix.data.shape, 2):
         raise NotImplementedError(
-            f"A is a sparse {type(matrix).__name__} and S a {type(operator).__name__}; "
-            f"wanted a BCOO matrix with n_batch = n_dense = 0 and a sparse_stack or "
-            f"countsketch: use one, or pass A.todense()."
+            f"A is a sparse {type(matrix).__name__}; wanted a BCOO matrix with n_batch "
+            f"= n_dense = 0: convert it, or pass A.todense()."
         )
     check_floating(matrix.data, "A.data")
     if matrix.shape[0] != operator.shape[1]:
         raise ValueError(
             f"A is a BCOO matrix of shape {matrix.shape}; wanted {operator.shape[1]} "
             f"rows, as many as this operator of shape {operator.shape} has columns."
+        )
+    if isinstance(operator, Product):
+        return matmul(operator.left, matmul(operator.right, matrix))
+    if isinstance(operator, Transpose):  # the result is dense, and larger
+        return matmul(operator, matrix.todense())
+    if not hasattr(operator, "apply_sparse"):
+        raise NotImplementedError(
+            f"A is a sparse {type(matrix).__name__} and S a {type(operator).__name__}, "
+            f"which has no method apply_sparse(A); write one, or pass A.todense()."
         )
     return operator.apply_sparse(matrix)
 

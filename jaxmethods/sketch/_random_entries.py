@@ -6,9 +6,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from ..kernels import random_matmul, random_matmul_transpose
+from ..kernels import random_matmul, random_matmul_transpose, random_tile
 from ._debiasing import debias_independent, debias_wishart
 from ._drawn import Drawn, from_first
+from ._sparse_operand import add_columns
 
 Law = Literal["normal", "sign"]
 
@@ -115,6 +116,17 @@ class RandomEntries(Drawn):
         out = random_matmul_transpose(
             self.key, first, matrix, num_columns=columns, law=self.law
         )
+        return (out * self.num_rows**-0.5).astype(matrix.dtype)
+
+    def apply_sparse(self, matrix: Any) -> jax.Array:
+        """`S A` of a BCOO matrix (n, d), unchecked."""
+
+        def column(number: jax.Array) -> jax.Array:
+            first = (self.start + number).astype(jnp.uint32)
+            return random_tile(self.key, first, self.num_rows, 1, self.law)[:, 0]
+
+        columns = jax.vmap(column, out_axes=1)
+        out = add_columns(columns, self.num_rows, matrix)
         return (out * self.num_rows**-0.5).astype(matrix.dtype)
 
     def debias(self, d: Any) -> Any:

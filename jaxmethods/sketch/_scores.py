@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from ..core import check_key, check_nonnegative
 from ._matrices import check_finite, check_matrix, in_float32, product, reciprocals
 from ._random_entries import gaussian
+from ._sharded_rows import apply_rows, num_rows
 from ._sparse_stack import sparse_stack
 
 _ROWS = 8  # of the sketch, for each column of A
@@ -15,7 +16,9 @@ _STACKS = 4  # of the sketch: two rows of leverage 1 must not meet in all of the
 _PROBES = 32  # random directions in which rows are measured
 
 
-def leverage_scores(A: jax.Array, *, ridge: Any = 0.0) -> jax.Array:
+def leverage_scores(
+    A: jax.Array, *, ridge: Any = 0.0, axis_name: Any = None
+) -> jax.Array:
     """The exact leverage of each row, `a_i^T inv(A^T A + ridge I) a_i`.
 
     The squared row norms of an orthonormal basis of the range of A, by a QR
@@ -25,6 +28,8 @@ def leverage_scores(A: jax.Array, *, ridge: Any = 0.0) -> jax.Array:
     Args:
         A: floating (n, d).
         ridge: scalar, 0 or more; may be traced.
+        axis_name: inside `jax.shard_map`, the mesh axis over which the rows of A are
+            split: d^2 numbers are gathered from each device.
 
     Returns:
         (n,), each in 0..1, in the dtype of A; their sum is the rank of A, or the
@@ -36,7 +41,8 @@ def leverage_scores(A: jax.Array, *, ridge: Any = 0.0) -> jax.Array:
             not finite; ridge, where concrete, is negative or NaN.
 
     Complexity:
-        6 n d^2 flops, three times the memory of A.
+        6 n d^2 flops, three times the memory of A. On a mesh a QR decomposition of
+        each device's rows, and one of all their triangles.
 
     Example:
         >>> import jax.numpy as jnp
@@ -49,14 +55,14 @@ def leverage_scores(A: jax.Array, *, ridge: Any = 0.0) -> jax.Array:
         coherence and statistical leverage (arXiv 1109.3843).
     """
     matrix, wide = _check(A, ridge)
-    Q, R = jnp.linalg.qr(_with_ridge(wide, ridge))
+    Q, R = _orthonormal(wide, ridge, axis_name)
     left, size, _ = _decompose(R)[0]
-    basis = Q[: len(wide)] @ jnp.where(reciprocals(size)[1][None], left, 0)
+    basis = product(Q, jnp.where(reciprocals(size)[1][None], left, 0))
     return _squared_norms(basis, matrix)
 
 
 def approximate_leverage_scores(
-    key: jax.Array, A: jax.Array, *, ridge: Any = 0.0
+    key: jax.Array, A: jax.Array, *, ridge: Any = 0.0, axis_name: Any = None
 ) -> jax.Array:
     """Leverage scores to a small factor, from a sketch and one product with A.
 
@@ -68,6 +74,8 @@ def approximate_leverage_scores(
         key: scalar typed key.
         A: floating (n, d).
         ridge: scalar, 0 or more; may be traced.
+        axis_name: inside `jax.shard_map`, the mesh axis over which the rows of A are
+            split: one psum of (8 d, d).
 
     Returns:
         (n,) in the dtype of A, 0 for a row of zeros. Nearly always more than a quarter
@@ -94,9 +102,10 @@ def approximate_leverage_scores(
     """
     check_key(key)
     matrix, wide = _check(A, ridge)
-    n, d = wide.shape
+    d = wide.shape[1]
     own, probing = jax.random.split(key)
-    sketched = sparse_stack(own, _ROWS * d, n, k=_STACKS) @ wide
+    S = sparse_stack(own, _ROWS * d, num_rows(wide, axis_name), k=_STACKS)
+    sketched = apply_rows(S, wide, axis_name)
     R = jnp.linalg.qr(_with_ridge(sketched, ridge), mode="r")
     (_, size, right), norm = _decompose(R)
     inverse = right.T * reciprocals(size)[0][None] / norm[:, None]
@@ -110,6 +119,20 @@ def _check(A: Any, ridge: Any) -> tuple[jax.Array, jax.Array]:
     matrix = check_matrix(A, "A")
     check_nonnegative(ridge, "ridge")
     return matrix, in_float32(matrix)
+
+
+def _orthonormal(
+    matrix: jax.Array, ridge: Any, axis_name: Any
+) -> tuple[jax.Array, jax.Array]:
+    """Our rows of Q, and R, of the QR decomposition of all rows and the ridge's."""
+    if axis_name is None:
+        Q, R = jnp.linalg.qr(_with_ridge(matrix, ridge))
+        return Q[: len(matrix)], R
+    Q, R = jnp.linalg.qr(matrix)
+    triangles = jax.lax.all_gather(R, axis_name, tiled=True)
+    outer, R_of_all = jnp.linalg.qr(_with_ridge(triangles, ridge))
+    first = jax.lax.axis_index(axis_name) * len(R)
+    return product(Q, jax.lax.dynamic_slice_in_dim(outer, first, len(R))), R_of_all
 
 
 def _with_ridge(matrix: jax.Array, ridge: Any) -> jax.Array:

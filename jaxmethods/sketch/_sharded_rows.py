@@ -59,3 +59,18 @@ def apply_sharded(S: SlicedOperator, A: jax.Array, axis_name: Any) -> jax.Array:
         )
     start = jax.lax.axis_index(axis_name) * rows
     return jax.lax.psum(S.columns(start, rows) @ array, axis_name)
+
+
+def apply_rows(S: SlicedOperator, A: jax.Array, axis_name: Any) -> jax.Array:
+    """`S @ A`, or `apply_sharded` where there is an axis over which rows are split."""
+    return S @ A if axis_name is None else apply_sharded(S, A, axis_name)
+
+
+def num_rows(A: jax.Array, axis_name: Any) -> int:
+    """The rows of A on all devices of the axis together."""
+    return A.shape[0] * (1 if axis_name is None else jax.lax.axis_size(axis_name))
+
+
+def total(value: jax.Array, axis_name: Any) -> jax.Array:
+    """The sum over the axis; without one the value."""
+    return value if axis_name is None else jax.lax.psum(value, axis_name)

@@ -10,6 +10,7 @@ from ..core import check_integer, describe
 from ..kernels import gather_rows, scatter_rows
 from ._debiasing import debias_independent
 from ._operator import check_window, dense, matmul, transpose
+from ._sparse_operand import add_rows
 
 
 @jax.tree_util.register_dataclass
@@ -69,6 +70,10 @@ class SparseRows:
         """`S^T Y` of a floating matrix, unchecked."""
         out = scatter_rows(matrix, self.index, self.weight, num_rows=self.num_columns)
         return out.astype(matrix.dtype)
+
+    def apply_sparse(self, matrix: Any) -> jax.Array:
+        """`S A` of a BCOO matrix (n, d), unchecked."""
+        return add_rows(self.index, self.weight, matrix).astype(matrix.dtype)
 
     def columns(self, start: Any, size: int) -> "SparseRows":
         """Columns start..start+size-1 as an operator; start may be traced.

@@ -81,6 +81,10 @@ class RandomHadamard(Drawn):
         """`S^T Y` of a floating matrix, unchecked."""
         return self.explicit().apply_transpose(matrix)
 
+    def apply_sparse(self, matrix: Any) -> jax.Array:
+        """`S A` of a BCOO matrix (n, d), unchecked."""
+        return self.explicit().apply_sparse(matrix)
+
     def debias(self, d: Any) -> Any:
         """N (m - d - 1) / (m (N - d - 1)), which multiplies inv((S A)^T S A)."""
         return debias_orthogonal(self.num_rows, self.length, d)

@@ -77,19 +77,86 @@ def test_least_squares_of_sharded_rows_and_its_gradient():
         np.testing.assert_allclose(sharded, single, rtol=1e-6, atol=1e-6)
 
 
-def test_workers_on_the_devices_of_a_mesh():
-    A, key = jnp.float32(least_squares()[0]), jax.random.key(0)
-    estimate = jax.shard_map(
-        lambda key, A: sketch.inverse_gram(key, A, 40, workers=2, axis_name="q"),
-        mesh=mesh_of(8, "q"),
-        in_specs=P(),
-        out_specs=P(),
+def test_scores_of_sharded_rows():
+    A, names = np.float32(least_squares()[0]), "rows"
+    A[7] *= 100
+
+    def local(A):
+        exact = sketch.leverage_scores(A, ridge=0.5, axis_name=names)
+        return exact, sketch.approximate_leverage_scores(
+            jax.random.key(2), A, axis_name=names
+        )
+
+    split = P(names)
+    run = jax.shard_map(
+        local, mesh=mesh_of(8, names), in_specs=split, out_specs=(split, split)
     )
-    got = jax.jit(estimate)(key, A)
+    exact, rough = jax.jit(run)(A)
+    want = sketch.leverage_scores(A, ridge=0.5)
+    np.testing.assert_allclose(exact, want, rtol=1e-3, atol=1e-6)
+    want = sketch.approximate_leverage_scores(jax.random.key(2), A)
+    np.testing.assert_allclose(rough, want, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["less", "sparse_stack", "gaussian", "srht"])
+def test_the_inverse_gram_of_sharded_rows_is_that_of_one_device(family):
+    A = np.float32(least_squares()[0])
+    options = dict(family=family, workers=2, ridge=0.1)
+
+    def local(A):
+        return sketch.inverse_gram(
+            jax.random.key(3), A, 40, axis_name="rows", **options
+        )
+
+    run = jax.shard_map(
+        local, mesh=mesh_of(8, "rows"), in_specs=P("rows"), out_specs=P()
+    )
+    want = sketch.inverse_gram(jax.random.key(3), A, 40, **options)
+    np.testing.assert_allclose(jax.jit(run)(A), want, rtol=1e-3, atol=1e-4)
+
+
+def test_workers_and_rows_on_two_axes_of_a_mesh():
+    A = np.float32(least_squares()[0])
+
+    def local(A):
+        return sketch.inverse_gram(
+            jax.random.key(0), A, 40, workers=4, axis_name="rows", worker_axis_name="q"
+        )
+
+    mesh, split = mesh_of(8, "q", "rows"), P("rows")
+    got = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=split, out_specs=P()))(A)
     L = np.linalg.cholesky(np.float64(A.T @ A))
     # 16 estimates of relative deviation sqrt(d / m) each, in d x d entries.
     off = np.linalg.norm(L.T @ np.float64(got) @ L - np.eye(5))
     assert off < 2 * 5 * (1 / 40 / 16) ** 0.5
+    alone = sketch.inverse_gram(jax.random.key(0), A, 40, workers=4)
+    assert np.abs(got - alone).max() > 1e-2  # other workers drew other sketches
+
+
+@pytest.mark.usefixtures("x64")
+def test_newton_steps_of_sharded_rows_are_those_of_one_device():
+    A, b = least_squares()
+    x = jnp.zeros(5)
+
+    def minimum(A, b, axis_name=None):
+        def fn(x):
+            value = 0.5 * ((A @ x - b) ** 2).sum()
+            return value if axis_name is None else jax.lax.psum(value, axis_name)
+
+        options = dict(num_steps=3, axis_name=axis_name)
+        return sketch.newton_sketch(
+            jax.random.key(4), fn, lambda x: A, x, 40, **options
+        )
+
+    run = jax.shard_map(
+        lambda A, b: minimum(A, b, "rows"),
+        mesh=mesh_of(8, "rows"),
+        in_specs=P("rows"),
+        out_specs=P(),
+    )
+    got, want = jax.jit(run)(A, b), minimum(jnp.asarray(A), jnp.asarray(b))
+    np.testing.assert_allclose(got.params, want.params, rtol=1e-6)
+    np.testing.assert_allclose(got.decrement, want.decrement, rtol=1e-6)
 
 
 def test_errors():
