@@ -17,6 +17,7 @@ from ._affine import zeros_of as zeros_of
 from ._annotated import annotated_call as annotated_call
 from ._checks import check_choice as check_choice
 from ._checks import check_floating as check_floating
+from ._checks import check_fraction as check_fraction
 from ._checks import check_integer as check_integer
 from ._checks import check_key as check_key
 from ._checks import check_nonnegative as check_nonnegative

@@ -70,6 +70,14 @@ def check_nonnegative(value: Any, name: str) -> None:
         )
 
 
+def check_fraction(value: Any, name: str) -> None:
+    """Raises unless `value` is a Python number in [0, 1)."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise TypeError(f"{name} is {describe(value)}; wanted a Python float.")
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} is {value}; wanted 0 <= {name} < 1.")
+
+
 def check_key(key: Any, name: str = "key") -> None:
     """Raises TypeError unless `key` is a typed key made by `jax.random.key`."""
     dtype = getattr(key, "dtype", None)

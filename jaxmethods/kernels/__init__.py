@@ -14,7 +14,11 @@ that a small matrix mixes first; `even_step` says how far apart their levels are
 `pack_levels` and `unpack_levels` put several codes in a byte; `integer_matmul`
 multiplies matrices of codes. `gather_rows` sums a few weighted rows, `scatter_rows` is
 its adjoint; `random_matmul` multiplies by a matrix that is drawn tile by tile,
-`random_matmul_transpose` by its transpose; `walsh_hadamard` is the transform.
+`random_matmul_transpose` by its transpose, `random_tile` is some of its columns;
+`walsh_hadamard` is the transform.
+`magnitude_of_rank` is the k-th largest without sorting; `pack_bits` and `unpack_bits`
+keep a mask in words, `count_bits` and `set_places` say how many bits are set, where.
+`neighbour_rounds` averages with neighbours on a mesh axis, `mean_of` is its mean.
 """
 
 from ._block_roll import block_roll as block_roll
@@ -28,6 +32,9 @@ from ._integer_matmul import MOST_TERMS as MOST_TERMS
 from ._integer_matmul import CodeGrid as CodeGrid
 from ._integer_matmul import integer_matmul as integer_matmul
 from ._interval_matmul import interval_matmul as interval_matmul
+from ._magnitude_of_rank import magnitude_of_rank as magnitude_of_rank
+from ._neighbour_rounds import mean_of as mean_of
+from ._neighbour_rounds import neighbour_rounds as neighbour_rounds
 from ._packed_levels import pack_levels as pack_levels
 from ._packed_levels import unpack_levels as unpack_levels
 from ._random_bits import bit_signs as bit_signs
@@ -35,6 +42,7 @@ from ._random_bits import random_bits as random_bits
 from ._random_bits import threefry_2x32 as threefry_2x32
 from ._random_matmul import random_matmul as random_matmul
 from ._random_matmul import random_matmul_transpose as random_matmul_transpose
+from ._random_matmul import random_tile as random_tile
 from ._reflect_rows import reflect_rows as reflect_rows
 from ._round_rows import RoundedRows as RoundedRows
 from ._round_rows import even_step as even_step
@@ -44,5 +52,9 @@ from ._round_transformed import round_transformed as round_transformed
 from ._row_column_bits import mix_columns as mix_columns
 from ._row_column_bits import row_column_bits as row_column_bits
 from ._row_column_bits import row_words as row_words
+from ._set_bits import count_bits as count_bits
+from ._set_bits import pack_bits as pack_bits
+from ._set_bits import set_places as set_places
+from ._set_bits import unpack_bits as unpack_bits
 from ._signed_slopes import signed_slopes as signed_slopes
 from ._walsh_hadamard import walsh_hadamard as walsh_hadamard

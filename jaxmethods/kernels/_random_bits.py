@@ -71,7 +71,7 @@ def random_bits(
                 f"{name} is {describe(words)}; wanted a uint32 array: "
                 f"cast it with .astype(jnp.uint32)."
             )
-    return threefry_2x32(_two_words(key), counter, stream)[0]
+    return threefry_2x32(key_words(key), counter, stream)[0]
 
 
 def bit_signs(words: jax.Array, axis: int) -> jax.Array:
@@ -94,7 +94,7 @@ def bit_signs(words: jax.Array, axis: int) -> jax.Array:
     return jnp.int8(1) - jnp.int8(2) * bits.astype(jnp.int8)
 
 
-def _two_words(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+def key_words(key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The key's data as one pair of words; longer keys (rbg has 4) are enciphered."""
     words = jax.random.key_data(key)
     first, *rest = ((words[i], words[i + 1]) for i in range(0, words.shape[0], 2))

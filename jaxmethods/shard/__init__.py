@@ -4,6 +4,10 @@ Compressed exchange: a `Codec` turns gradients into small messages and remembers
 left out; `adacomp` is one. `exchange` makes an optax step of it, `nbytes` counts a
 message, `wire` counts what any compiled function sends.
 
+Averages with a few neighbours: `graph` says who sends to whom, `spectral_gap` how fast
+that mixes, `stochastic_reduce` is one round, of the matrix `mixing_matrix`;
+`decentralized` trains with it.
+
 Hybrid parallelism: `splitbrain` reads the layers of any loss and returns a `Plan`:
 convolutions replicated, wide dense layers split over a group; `column_dense`,
 `row_dense` and `modulo_layer` are the same by hand, inside `shard_map`.
@@ -15,15 +19,50 @@ from ._adacomp import AdaCompState as AdaCompState
 from ._adacomp import adacomp as adacomp
 from ._codec import Codec as Codec
 from ._codec import nbytes as nbytes
+from ._compose import FeedbackState as FeedbackState
+from ._compose import compose as compose
+from ._cut_gather import cut_gather as cut_gather
+from ._dct import dct as dct
+from ._decentralized import DecentralizedState as DecentralizedState
+from ._decentralized import decentralized as decentralized
 from ._dense import column_dense as column_dense
 from ._dense import row_dense as row_dense
 from ._exchange import exchange as exchange
+from ._graph_families import graph as graph
+from ._graphs import Graph as Graph
+from ._graphs import mixing_matrix as mixing_matrix
+from ._graphs import spectral_gap as spectral_gap
+from ._index_codes import BitMask as BitMask
+from ._index_codes import IndexCode as IndexCode
+from ._index_codes import Int32Places as Int32Places
+from ._index_codes import LocalPlaces as LocalPlaces
 from ._modulo import modulo_layer as modulo_layer
+from ._selectors import AboveThreshold as AboveThreshold
+from ._selectors import Everything as Everything
+from ._selectors import Largest as Largest
+from ._selectors import LocalBins as LocalBins
+from ._selectors import Selection as Selection
+from ._selectors import Selector as Selector
+from ._small_values import dense as dense
+from ._small_values import int8 as int8
+from ._small_values import sign as sign
 from ._splitbrain import Plan as Plan
 from ._splitbrain import PlanRow as PlanRow
 from ._splitbrain import splitbrain as splitbrain
+from ._stochastic_reduce import stochastic_reduce as stochastic_reduce
+from ._threshold_cut import quantile_threshold as quantile_threshold
+from ._threshold_cut import threshold_cut as threshold_cut
+from ._top_k import top_k as top_k
 from ._training import Training as Training
 from ._training import hybrid_training as hybrid_training
 from ._training import local_gradients as local_gradients
+from ._two_phase import TwoPhaseState as TwoPhaseState
+from ._two_phase import two_phase_exchange as two_phase_exchange
+from ._value_codes import BFloat16 as BFloat16
+from ._value_codes import Float32 as Float32
+from ._value_codes import Int8Blocks as Int8Blocks
+from ._value_codes import OneBit as OneBit
+from ._value_codes import Ternary as Ternary
+from ._value_codes import ValueCode as ValueCode
 from ._wire import Wire as Wire
 from ._wire import wire as wire

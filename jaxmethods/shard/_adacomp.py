@@ -84,17 +84,18 @@ class SlotCodes:
 
     def dense(self) -> jax.Array:
         """Signs times scale at their places, float32."""
+        return self.add_to(jax.lax.full_like(self.scale, 0, shape=self.shape))
+
+    def add_to(self, total: jax.Array) -> jax.Array:
+        """`total + self.dense()`."""
         bits = 8 * self.codes.dtype.itemsize - 2
         place = (self.codes & (2**bits - 1)).astype(jnp.int32)
         mark = (self.codes >> bits).astype(jnp.int32)
         sign = jnp.where(mark == 2, -1.0, mark.astype(jnp.float32))
         start = self.bin_size * jnp.arange(len(place), dtype=jnp.int32)
         # Free slots add 0 to the first entry of their bin.
-        flat = jnp.zeros(int(np.prod(self.shape)), jnp.float32)
-        flat = flat.at[start[:, None] + place].add(
-            self.scale * sign, mode="promise_in_bounds"
-        )
-        return flat.reshape(self.shape)
+        flat = total.reshape(-1).at[start[:, None] + place]
+        return flat.add(self.scale * sign, mode="promise_in_bounds").reshape(self.shape)
 
 
 def adacomp(

@@ -1,7 +1,8 @@
 """What a codec is: how gradients leave a worker as a small message.
 
-A new codec is one file: a message dataclass for a leaf, with a method `dense()`, and a
-factory that returns `Codec(init, encode, decode)` with the `decode` of this module.
+A new codec is one file: a message dataclass for a leaf, with a method `dense()` (and,
+where it is sparse, `add_to(total)`), and a factory that returns `Codec(init, encode,
+decode)` with the `decode` of this module.
 """
 
 from collections.abc import Callable
@@ -68,6 +69,17 @@ def decode(message: Any) -> Any:
     """The dense tree of a message whose parts, one a leaf, have a method `dense`."""
     return jax.tree.map(
         lambda part: part.dense(), message, is_leaf=lambda part: hasattr(part, "dense")
+    )
+
+
+def add_decoded(total: Any, message: Any) -> Any:
+    """`total + decode(message)`, a sparse part without making it dense."""
+
+    def add(part: Any, leaf: jax.Array) -> jax.Array:
+        return part.add_to(leaf) if hasattr(part, "add_to") else leaf + part.dense()
+
+    return jax.tree.map(
+        add, message, total, is_leaf=lambda part: hasattr(part, "dense")
     )
 
 

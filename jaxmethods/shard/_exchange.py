@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ._codec import Codec
+from ._codec import Codec, add_decoded, decode
 
 
 def exchange(codec: Codec, axis_name: Any) -> optax.GradientTransformation:
@@ -15,7 +15,8 @@ def exchange(codec: Codec, axis_name: Any) -> optax.GradientTransformation:
     Each worker encodes its gradients, the messages are gathered over the axis, and each
     worker decodes all of them and takes the mean, in the order of the workers, so that
     replicas stay equal bit for bit. What leaves a worker is (workers - 1) times
-    `nbytes(message)` bytes. Works inside `shard_map`, `pmap` and
+    `nbytes(message)` bytes: with many workers and messages that are not small
+    `two_phase_exchange` sends less. Works inside `shard_map`, `pmap` and
     `vmap(axis_name=...)`. State and gradients are the worker's own; the result is the
     same on all, and `shard_map` knows it (its out_specs may leave the axis out).
 
@@ -49,25 +50,16 @@ def exchange(codec: Codec, axis_name: Any) -> optax.GradientTransformation:
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        workers = _axis_size(axis_name)
+        workers = axis_size(axis_name)
         message, state = codec.encode(state, updates)
-        messages = _gather(message, axis_name)
-
-        def add(total: Any, message: Any) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, codec.decode(message)), None
-
-        first = codec.decode(jax.tree.map(lambda x: x[0], messages))
-        others = jax.tree.map(lambda x: x[1:], messages)
-        total, _ = jax.lax.scan(add, first, others)
-        mean = jax.tree.map(
-            lambda s, g: (s / workers).astype(jnp.result_type(g)), total, updates
-        )
-        return mean, state
+        mean = decoded_mean(codec, gather(message, axis_name), workers)
+        return in_dtypes_of(mean, updates), state
 
     return optax.GradientTransformation(init, update)
 
 
-def _axis_size(axis_name: Any) -> int:
+def axis_size(axis_name: Any) -> int:
+    """The workers on an axis; NameError with a hint where it is not bound."""
     try:
         return jax.lax.axis_size(axis_name)
     except NameError as error:
@@ -77,11 +69,30 @@ def _axis_size(axis_name: Any) -> int:
         ) from error
 
 
-def _gather(message: Any, axis_name: Any) -> Any:
-    """All workers' messages, alike on all of them; `shard_map` is told so."""
+def gather(tree: Any, axis_name: Any) -> Any:
+    """All workers' trees, stacked, alike on all of them; `shard_map` is told so."""
     names = set(axis_name) if isinstance(axis_name, tuple) else {axis_name}
     # Only shard_map with its checks on tracks what varies; vmap cannot be told.
-    types = [jax.typeof(x).manual_axis_type for x in jax.tree.leaves(message)]
+    types = [jax.typeof(x).manual_axis_type for x in jax.tree.leaves(tree)]
     tracked = any(names & set(t.varying) for t in types)
     to = "invarying" if tracked else "varying"
-    return jax.lax.all_gather(message, axis_name, to=to)
+    return jax.lax.all_gather(tree, axis_name, to=to)
+
+
+def decoded_mean(codec: Codec, messages: Any, workers: int) -> Any:
+    """The mean of stacked messages, one decoded after the other, in their order."""
+
+    def add(total: Any, message: Any) -> tuple[Any, None]:
+        if codec.decode is decode:
+            return add_decoded(total, message), None
+        return jax.tree.map(jnp.add, total, codec.decode(message)), None
+
+    first = codec.decode(jax.tree.map(lambda x: x[0], messages))
+    others = jax.tree.map(lambda x: x[1:], messages)
+    total, _ = jax.lax.scan(add, first, others)
+    return jax.tree.map(lambda s: s / workers, total)
+
+
+def in_dtypes_of(tree: Any, updates: Any) -> Any:
+    """A float32 tree in the dtypes of the gradients."""
+    return jax.tree.map(lambda x, g: x.astype(jnp.result_type(g)), tree, updates)
