@@ -21,6 +21,7 @@ from ._checks import check_fraction as check_fraction
 from ._checks import check_integer as check_integer
 from ._checks import check_key as check_key
 from ._checks import check_nonnegative as check_nonnegative
+from ._checks import check_positive as check_positive
 from ._checks import describe as describe
 from ._checks import is_concrete as is_concrete
 from ._control import inline_cond as inline_cond

@@ -78,6 +78,14 @@ def check_fraction(value: Any, name: str) -> None:
         raise ValueError(f"{name} is {value}; wanted 0 <= {name} < 1.")
 
 
+def check_positive(value: Any, name: str) -> None:
+    """Raises unless `value` is a Python number above 0 and finite."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise TypeError(f"{name} is {describe(value)}; wanted a Python number.")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} is {value}; wanted a finite number above 0.")
+
+
 def check_key(key: Any, name: str = "key") -> None:
     """Raises TypeError unless `key` is a typed key made by `jax.random.key`."""
     dtype = getattr(key, "dtype", None)

@@ -17,6 +17,9 @@ Both together: `hybrid_training` runs a plan with an optimizer that exchanges.
 
 from ._adacomp import AdaCompState as AdaCompState
 from ._adacomp import adacomp as adacomp
+from ._auto import Candidate as Candidate
+from ._auto import Choice as Choice
+from ._auto import auto as auto
 from ._codec import Codec as Codec
 from ._codec import nbytes as nbytes
 from ._compose import FeedbackState as FeedbackState
@@ -28,6 +31,8 @@ from ._decentralized import decentralized as decentralized
 from ._dense import column_dense as column_dense
 from ._dense import row_dense as row_dense
 from ._exchange import exchange as exchange
+from ._exchange import mean_exchange as mean_exchange
+from ._graph_exchange import graph_exchange as graph_exchange
 from ._graph_families import graph as graph
 from ._graphs import Graph as Graph
 from ._graphs import mixing_matrix as mixing_matrix

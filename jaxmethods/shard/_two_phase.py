@@ -72,7 +72,7 @@ def two_phase_exchange(
         return TwoPhaseState(jax.vmap(codec.init)(parts), codec.init(parts[0]))
 
     def update(
-        updates: Any, state: TwoPhaseState, params: Any = None
+        updates: Any, state: Any, params: Any = None
     ) -> tuple[Any, TwoPhaseState]:
         del params
         workers = axis_size(axis_name)
