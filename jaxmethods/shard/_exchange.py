@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ..core import vary_as
 from ._codec import Codec, add_decoded, decode
 
 
@@ -46,14 +47,14 @@ def exchange(codec: Codec, axis_name: Any) -> optax.GradientTransformation:
     """
 
     def init(params: Any) -> Any:
-        return codec.init(params)
+        return each_its_own(codec.init(params), axis_name)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
         workers = axis_size(axis_name)
         message, state = codec.encode(state, updates)
         mean = decoded_mean(codec, gather(message, axis_name), workers)
-        return in_dtypes_of(mean, updates), state
+        return in_dtypes_of(mean, updates), each_its_own(state, axis_name)
 
     return optax.GradientTransformation(init, update)
 
@@ -87,6 +88,15 @@ def mean_exchange(axis_name: Any) -> optax.GradientTransformation:
         return jax.lax.pmean(updates, axis_name), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def each_its_own(state: Any, axis_name: Any) -> Any:
+    """A new state that `shard_map` knows to be a worker's own, as updates make it."""
+    try:
+        worker = jax.typeof(jax.lax.axis_index(axis_name))
+    except NameError:  # outside; the state comes in stacked
+        return state
+    return jax.tree.map(lambda x: vary_as(x, worker), state)
 
 
 def axis_size(axis_name: Any) -> int:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from ._codec import Codec
-from ._exchange import axis_size, in_dtypes_of
+from ._exchange import axis_size, each_its_own, in_dtypes_of
 from ._graphs import Graph
 
 
@@ -58,7 +58,7 @@ def graph_exchange(
         )
 
     def init(params: Any) -> Any:
-        return codec.init(params)
+        return each_its_own(codec.init(params), axis_name)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
@@ -76,6 +76,6 @@ def graph_exchange(
             received = jax.lax.ppermute(message, axis_name, pairs)
             total = jax.tree.map(jnp.add, total, codec.decode(received))
         mean = jax.tree.map(lambda s: s / (1 + senders.shape[1]), total)
-        return in_dtypes_of(mean, updates), state
+        return in_dtypes_of(mean, updates), each_its_own(state, axis_name)
 
     return optax.GradientTransformation(init, update)

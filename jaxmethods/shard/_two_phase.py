@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 
 from ..core import check_integer
 from ._codec import Codec, check_gradients, zeros_like_gradients
-from ._exchange import axis_size, decoded_mean, gather, in_dtypes_of
+from ._exchange import axis_size, decoded_mean, each_its_own, gather, in_dtypes_of
 
 
 class TwoPhaseState(NamedTuple):
@@ -69,7 +69,8 @@ def two_phase_exchange(
 
     def init(params: Any) -> TwoPhaseState:
         parts = _parts(zeros_like_gradients(params), num_workers)
-        return TwoPhaseState(jax.vmap(codec.init)(parts), codec.init(parts[0]))
+        state = TwoPhaseState(jax.vmap(codec.init)(parts), codec.init(parts[0]))
+        return each_its_own(state, axis_name)
 
     def update(
         updates: Any, state: Any, params: Any = None
@@ -93,7 +94,8 @@ def two_phase_exchange(
         rows = jax.lax.map(codec.decode, gather(message, axis_name))
         flat, unravel = ravel_pytree(given)
         whole = unravel(rows.reshape(-1)[: flat.size])
-        return in_dtypes_of(whole, updates), TwoPhaseState(parts, mean)
+        state = each_its_own(TwoPhaseState(parts, mean), axis_name)
+        return in_dtypes_of(whole, updates), state
 
     return optax.GradientTransformation(init, update)
 

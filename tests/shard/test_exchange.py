@@ -8,7 +8,17 @@ import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from jaxmethods.shard import adacomp, exchange, nbytes, wire
+from jaxmethods.shard import (
+    adacomp,
+    dct,
+    exchange,
+    graph,
+    graph_exchange,
+    int8,
+    nbytes,
+    two_phase_exchange,
+    wire,
+)
 
 from .test_codec import CODECS, gradients
 
@@ -125,6 +135,31 @@ def test_parameters_cast_to_varying_send_no_dense_gradient():
         sent[cast] = wire(fn)(w, states, x).total
     dense = 2 * (WORKERS - 1) / WORKERS * w.nbytes
     assert sent[True] < dense / 20 < dense <= sent[False]
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_state_made_inside_is_carried_by_a_loop(check):
+    transformations = [
+        exchange(adacomp(bin_size=20), "i"),
+        two_phase_exchange(int8(), "i", num_workers=WORKERS),
+        graph_exchange(dct(sparsity=0.5, life=2), "i", graph("ring", WORKERS)),
+    ]
+
+    def own(given):
+        given = jax.tree.map(lambda x: x[0], given)
+        sums = []
+        for tx in transformations:
+
+            def step(state, _, tx=tx):
+                update, state = tx.update(given, state)
+                return state, update
+
+            sums.append(jax.lax.scan(step, tx.init(given), length=3)[1])
+        return jax.tree.map(lambda x: x.sum(0)[None], sums)
+
+    run = jax.shard_map(own, mesh=line(), in_specs=OWN, out_specs=OWN, check_vma=check)
+    for got in jax.jit(run)(stacked()):
+        assert all(np.isfinite(x).all() and np.any(x) for x in got.values())
 
 
 def test_updates_keep_the_dtype_of_the_gradients():
