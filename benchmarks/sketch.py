@@ -1,100 +1,367 @@
-"""Sketching operators beside scipy's sparse product and beside one read of A.
+"""Sketches beside scipy's and scikit-learn's, in reads of A.
 
-    python -m benchmarks sketch [--quick]
+    OMP_NUM_THREADS=1 NPROC=1 taskset -c 0 python -m benchmarks sketch [--quick]
 
-Every row is a product with a matrix of d = 100 float32 columns. `ours_s` draws the
-operator from its key inside the timed call; the peer, scipy's csc product on one
-thread, has its matrix built before. The floor is what memory allows: `A.sum()` for a
-product that reads A, filling a new array for one that writes as much (new pages cost
-jax more than numpy). Seconds are medians of wall time over interleaved rounds; `ratio`
-is `ours_s / peer_s`.
+Every row is a product with a float32 matrix A of n x d. `ours_s` draws the operator
+from its key inside the timed call, jitted; the scores of LESS are given. The floor is a
+read, `A.sum()`, for a product that reads A; filling a new array for one that writes as
+much; the product with a stored S for the dense families; a copy for the transform.
+Seconds are processor time, medians of interleaved rounds, and so are the ratios: ours
+over the floor, ours over the fastest peer. Peers, on one thread:
 
-Last result, n = 1e6, m = 1000, 2 cores of a Xeon that had other work, in ms:
+- csc, csr: scipy's product with the same matrix, built before; "drawn": with numpy's
+  draws and the building;
+- CWT: `scipy.linalg.clarkson_woodruff_transform`, random numbers included;
+- projection: the transform of scikit-learn's `SparseRandomProjection` of as many
+  entries a column, fitted before; for normal entries `GaussianRandomProjection`, fitted
+  before and with its fit;
+- numpy: log2(n) passes of sums and differences, or signs drawn and multiplied;
+- fht-cpu 1.0.1, where it is on PYTHONPATH, which transforms columns stored one after
+  the other; with the change of order, and of a matrix that is stored so.
 
-    operation                 ours   peer   floor   temporaries
-    S @ A, k = 1                36     46      27   1.8 MB
-    S @ A, k = 4                73     75      26   4.8 MB
-    S @ A, k = 8               134    119      28   8.8 MB
-    S.T @ Y, k = 1             180     96     168
-    S.T @ Y, k = 4             209    132     173
-    given buckets, k = 1        67     46      26
-    given buckets, k = 4       140     72      26
+The dense families take 2 n m d flops, so n is 1e5 there. SRHT pads 1e6 rows to 2^20.
+
+Last result, one core of an AMD EPYC beside other jobs, jax 0.10.2; ms of ours and of
+the floor, ours over the floor (a read where no other is named), MB of temporaries, ms
+of peers:
+
+    1e6 x 100, m = 1000         ours  floor          GB/s    MB
+    countsketch                   17   12   1.4        24   1.8  csc 26, CWT 132,
+                                                                 projection 128
+    sparse_stack, k = 4           37   12   3.0        11   4.8  csc 63, projection 434
+    sparse_stack, k = 8           72   14   5.3       5.6   8.8  csc 89, projection 847
+    SparseColumns given, k = 1    51   13   4.0       7.9     0  csc 26
+    SparseColumns given, k = 4   110   13   8.4       3.6   0.4  csc 65
+    less, s = 64 (default)        17   13   1.3        24    12  csr 8.2, drawn 30
+    less, s = 100                 22   12   1.9        18    13  csr 12, drawn 40
+    less_uniform, s = 100        5.3   12   0.4        76   1.2  csr 12, drawn 12
+    sample_rows                  2.7   13   0.2       147    12  csr 0.3, drawn 7.2
+    srht                        1450   27   56        0.3   839  numpy 2670
+    S.T @ Y, k = 1               150  185   0.8 fills 2.7     0  csr 32
+    S.T @ Y, k = 4               197  192   1.0 fills 2.0    16  csr 63
+
+    2^18 x 256, m = 1024
+    countsketch                  9.9  8.0   1.3        27   2.1  csc 13, CWT 71,
+                                                                 projection 81
+    sparse_stack, k = 4           26  8.0   3.2        11   2.1  csc 45, projection 276
+    sparse_stack, k = 8           49  8.6   5.6       5.5   4.2  csc 66, projection 572
+    less, s = 64 (default)        17  7.5   2.3        16   6.6  csr 17, drawn 32
+    less_uniform, s = 64         7.0  7.4   0.9        39   0.8  csr 16, drawn 15
+    sample_rows                  1.5  7.4   0.2       182   2.1  csr 0.4, drawn 2.6
+    srht                         456   13   34        0.6   537  numpy 727
+
+    1e5 x 100, m = 1000
+    gaussian                     541  166   3.2 products    2.7  projection 191, with
+                                                                 its fit 2950
+    rademacher                   267  166   1.6 products    2.7  numpy 937
+
+    2^18 x 64
+    walsh_hadamard                58   30   1.9 copies      2.4  numpy 186, fht-cpu 47,
+                                                                 by columns 14
+
+With s = d = 100 LESS takes 1.9 reads, with its default s 1.3. Of the 22 ms 17 draw 1e5
+rows by their scores and 5 add them up, 12 of scipy's csr product where nothing is
+drawn. Where the buckets of a sparse sketch are given, csc takes half as long as ours,
+and its transpose a third: fewer new pages.
 """
 
-from collections.abc import Callable
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg
 import scipy.sparse
+from sklearn.random_projection import GaussianRandomProjection, SparseRandomProjection
 
-from jaxmethods.sketch import SparseColumns, countsketch, sparse_stack
+from jaxmethods.sketch import (
+    SparseColumns,
+    SparseRows,
+    approximate_leverage_scores,
+    countsketch,
+    gaussian,
+    less,
+    less_uniform,
+    rademacher,
+    sample_rows,
+    sparse_stack,
+    srht,
+    walsh_hadamard,
+)
 
-from .harness import compare
+from .harness import race, ratios
 
-_NUM_ROWS, _WIDTH = 1000, 100
+Calls = Mapping[str, Callable[[], Any]]
+ROUNDS, FEW_ROUNDS = 9, 5  # few where a peer takes seconds
 
 
 def run(quick: bool) -> list[dict]:
-    """The rows `{name, ours_s, peer_s, ratio, floor_s}` of this area."""
-    n = 100_000 if quick else 1_000_000
-    key = jax.random.key(0)
-    A = jax.random.normal(jax.random.key(1), (n, _WIDTH))
-    Y = jax.random.normal(jax.random.key(2), (_NUM_ROWS, _WIDTH))
+    """The rows of this area."""
+    if quick:
+        return [
+            *sparse_rows(100_000, 100, 1000, [64]),
+            *transposed_rows(100_000, 100, 1000),
+            *dense_rows(10_000, 100, 1000),
+            *transform_rows(1 << 15, 64),
+        ]
+    return [
+        *sparse_rows(1_000_000, 100, 1000, [64, 100]),
+        *transposed_rows(1_000_000, 100, 1000),
+        *sparse_rows(1 << 18, 256, 1024, [64]),
+        *dense_rows(100_000, 100, 1000),
+        *transform_rows(1 << 18, 64),
+    ]
+
+
+def matrix(n: int, d: int) -> jax.Array:
+    """Independent normal entries, float32."""
+    return jax.random.normal(jax.random.key(1), (n, d))
+
+
+def product_row(
+    name: str,
+    ours: Any,
+    args: tuple[Any, ...],
+    peers: Calls,
+    *,
+    floor: Callable[[], Any] | None = None,
+    unit: str = "reads",
+    nbytes: int | None = None,
+    rounds: int = ROUNDS,
+) -> dict[str, Any]:
+    """Races ours against a floor and peers; prints them.
+
+    Args:
+        name: Of the row.
+        ours: A jitted function.
+        args: Its arguments, the matrix last.
+        peers: Name -> a call.
+        floor: A call; by default a read of the matrix.
+        unit: What the floor is.
+        nbytes: Of what `gbps` counts; by default of the matrix.
+        rounds: Of each contestant.
+
+    Returns:
+        A row, with `floors`, ours over the floor, and its extremes; `gbps`;
+        `temporaries` in bytes; the name of the fastest peer and the seconds of all.
+    """
+    calls: dict[str, Callable[[], Any]] = {"ours": partial(ours, *args)}
+    calls["floor"] = floor or partial(jax.jit(jnp.sum), args[-1])
+    taken = race(calls | dict(peers), rounds=rounds)
+    found = ratios(taken["ours"], taken["floor"], cpu=True)
+    seconds = {label: timing.cpu_s for label, timing in taken.items()}
+    row: dict[str, Any] = {f"{label}_s": value for label, value in seconds.items()}
+    row |= {"name": name, "first_s": taken["ours"].first_s, "unit": unit}
+    row |= {"floors": float(np.median(found)), "floors_range": (min(found), max(found))}
+    row["gbps"] = 1e-9 * (nbytes or args[-1].nbytes) / row["ours_s"]
+    compiled = ours.lower(*args).compile()
+    row["temporaries"] = compiled.memory_analysis().temp_size_in_bytes
+    row["peer"] = min(peers, key=seconds.__getitem__)
+    row["peer_s"] = seconds[row["peer"]]
+    beside = ratios(taken["ours"], taken[row["peer"]], cpu=True)
+    row |= {"ratio": float(np.median(beside))}
+    row |= {"ratio_min": min(beside), "ratio_max": max(beside)}
+    others = ", ".join(f"{label} {1e3 * seconds[label]:.1f}" for label in peers)
+    print(
+        f"{name:42}{1e3 * row['ours_s']:7.1f} ms  {row['floors']:6.2f} {unit} of "
+        f"{1e3 * row['floor_s']:.1f} ms ({min(found):.2f} to {max(found):.2f})  "
+        f"{row['gbps']:.1f} GB/s  {1e-6 * row['temporaries']:.1f} MB  {others}",
+        flush=True,
+    )
+    return row
+
+
+def sparse_rows(n: int, d: int, m: int, draws: Sequence[int]) -> list[dict]:
+    """`S @ A` of the families that do not multiply with every entry."""
+    A, key = matrix(n, d), jax.random.key(0)
+    host, size = np.asarray(A), f"{n} x {d}"
     rows = []
     for k in (1, 4, 8):
-        S = draw(key, n, k)
-        rows.append(forward_row(f"draw and S @ A, k = {k}", draw_and_apply(n, k), S, A))
-        rows.append(transpose_row(f"draw and S.T @ Y, k = {k}", S, Y, n, k))
+        S = draw(key, m, n, k)
+        csc, sparse = as_csc(S.explicit()), projection(host, m, k)
+        peers = {"csc": lambda csc=csc: csc @ host}
+        peers |= {"projection": lambda sparse=sparse: sparse.transform(host.T)}
+        if k == 1:
+            transform = scipy.linalg.clarkson_woodruff_transform
+            peers["CWT"] = partial(transform, host, m, rng=0)
+        ours = jax.jit(lambda key, A, k=k: draw(key, m, n, k) @ A)
+        check(ours(key, A), csc @ host)
+        label = "countsketch" if k == 1 else f"sparse_stack, k = {k}"
+        rows.append(product_row(f"{label}, {size}", ours, (key, A), peers))
+    explicit = jax.jit(lambda S, A: S @ A)
     for k in (1, 4):
-        S = draw(key, n, k)
-        given = jax.jit(lambda S, A: S @ A)
-        name = f"given buckets, S @ A, k = {k}"
-        rows.append(forward_row(name, given, S, A, first=S.explicit()))
+        S = draw(key, m, n, k).explicit()
+        csc = as_csc(S)
+        peers = {"csc": lambda csc=csc: csc @ host}
+        name = f"SparseColumns given, k = {k}, {size}"
+        rows.append(product_row(name, explicit, (S, A), peers))
+    scores, rng = approximate_leverage_scores(key, A), np.random.default_rng(0)
+    for label, s, family in (
+        *((f"less, s = {s}", s, partial(less, m=m, s=s)) for s in draws),
+        *(
+            (
+                f"less_uniform, s = {s}",
+                s,
+                lambda key, _, s=s: less_uniform(key, m, n, s=s),
+            )
+            for s in draws
+        ),
+        ("sample_rows", 1, partial(sample_rows, m=m)),
+    ):
+        csr = as_csr(family(key, scores))
+        ours = jax.jit(lambda key, p, A, family=family: family(key, p) @ A)
+        check(ours(key, scores, A), csr @ host)
+        p = None if "uniform" in label else np.asarray(scores, float)
+        peers = {"csr": lambda csr=csr: csr @ host}
+        peers["csr drawn"] = partial(less_by_scipy, rng, p, m, s, host)
+        args = key, scores, A
+        rows.append(product_row(f"{label}, {size}", ours, args, peers))
+    ours = jax.jit(lambda key, A: srht(key, m, n) @ A)
+    peers = {"numpy": lambda: srht_by_numpy(rng, m, host)}
+    name = f"srht, {size}"
+    return [*rows, product_row(name, ours, (key, A), peers, rounds=FEW_ROUNDS)]
+
+
+def transposed_rows(n: int, d: int, m: int) -> list[dict]:
+    """`S.T @ Y`; what it writes is as large as A."""
+    Y, key = jax.random.normal(jax.random.key(2), (m, d)), jax.random.key(0)
+    host, rows = np.asarray(Y), []
+    fill = partial(jax.jit(lambda value: jnp.full((n, d), value)), jnp.float32(1))
+    for k in (1, 4):
+        csr = as_csc(draw(key, m, n, k).explicit()).T
+        ours = jax.jit(lambda key, Y, k=k: draw(key, m, n, k).T @ Y)
+        check(ours(key, Y), csr @ host)
+        name = f"S.T @ Y, k = {k}, {n} x {d}"
+        peers = {"csr": lambda csr=csr: csr @ host}
+        options = dict(floor=fill, unit="fills", nbytes=4 * n * d)
+        rows.append(product_row(name, ours, (key, Y), peers, **options))
     return rows
 
 
-def draw(key: jax.Array, n: int, k: int):
-    if k == 1:
-        return countsketch(key, _NUM_ROWS, n)
-    return sparse_stack(key, _NUM_ROWS, n, k=k)
+def dense_rows(n: int, d: int, m: int) -> list[dict]:
+    """`S @ A` of the families that multiply with every entry."""
+    A, key, rng = matrix(n, d), jax.random.key(0), np.random.default_rng(0)
+    host, rows, product = np.asarray(A), [], jax.jit(jnp.matmul)
+    fitted = GaussianRandomProjection(m, random_state=0).fit(host.T)
+    fresh = GaussianRandomProjection(m, random_state=0)
+
+    def signs() -> np.ndarray:
+        bits = rng.integers(0, 256, (m, -(-n // 8)), np.uint8)
+        drawn = np.unpackbits(bits, axis=1)[:, :n].astype(np.float32)
+        return (2 * drawn - 1) @ host * np.float32(m**-0.5)
+
+    for family, peers in (
+        (
+            gaussian,
+            {
+                "projection": lambda: fitted.transform(host.T),
+                "projection and fit": lambda: fresh.fit_transform(host.T),
+            },
+        ),
+        (rademacher, {"numpy": signs}),
+    ):
+        stored = family(key, m, n).dense()
+        ours = jax.jit(lambda key, A, family=family: family(key, m, n) @ A)
+        check(ours(key, A), np.asarray(stored) @ host)
+        name, args = f"{family.__name__}, {n} x {d}", (key, A)
+        floor = partial(product, stored, A)
+        options = dict(floor=floor, unit="products", rounds=FEW_ROUNDS)
+        rows.append(product_row(name, ours, args, peers, **options))
+    return rows
 
 
-def draw_and_apply(n: int, k: int) -> Callable:
-    return jax.jit(lambda key, A: draw(key, n, k) @ A)
+def transform_rows(n: int, d: int) -> list[dict]:
+    """The Walsh-Hadamard transform beside a copy."""
+    A = matrix(n, d)
+    host, ours = np.asarray(A), jax.jit(walsh_hadamard)
+    wanted = transform_by_numpy(host)
+    check(ours(A), wanted)
+    peers: dict[str, Callable[[], Any]] = {"numpy": lambda: transform_by_numpy(host)}
+    if importlib.util.find_spec("fht_cpu"):
+        fht = partial(importlib.import_module("fht_cpu").fht, axis=0, num_threads=1)
+        columns = np.array(host, order="F")
+        check(fht(columns, out=np.empty_like(columns)), wanted)
+        peers["fht-cpu"] = lambda: fht(np.array(host, order="F"))
+        peers["fht-cpu by columns"] = lambda: fht(columns, out=np.empty_like(columns))
+    copy = partial(jax.jit(lambda x: x + 1), A)
+    name = f"walsh_hadamard, {n} x {d}"
+    return [product_row(name, ours, (A,), peers, floor=copy, unit="copies")]
 
 
-def forward_row(name: str, ours: Callable, S, A: jax.Array, first=None) -> dict:
-    first = S.key if first is None else first
-    csc, host = as_scipy(S.explicit()), np.asarray(A)
-    np.testing.assert_allclose(ours(first, A), csc @ host, rtol=1e-3, atol=1e-2)
-    read = jax.jit(jnp.sum)
-    return compare(
-        name,
-        ours=lambda: ours(first, A),
-        peer=lambda: csc @ host,
-        floor=lambda: read(A),
-    )
+def draw(key: jax.Array, m: int, n: int, k: int) -> Any:
+    """A sketch with k entries a column."""
+    return countsketch(key, m, n) if k == 1 else sparse_stack(key, m, n, k=k)
 
 
-def transpose_row(name: str, S, Y: jax.Array, n: int, k: int) -> dict:
-    csr, host = as_scipy(S.explicit()).T, np.asarray(Y)
-    ours = jax.jit(lambda key, Y: draw(key, n, k).T @ Y)
-    np.testing.assert_allclose(ours(S.key, Y), csr @ host, rtol=1e-3, atol=1e-3)
-    fill = jax.jit(lambda value: jnp.full((n, _WIDTH), value))
-    one = jnp.float32(1)
-    return compare(
-        name,
-        ours=lambda: ours(S.key, Y),
-        peer=lambda: csr @ host,
-        floor=lambda: fill(one),
-    )
+def projection(host: np.ndarray, m: int, k: int) -> SparseRandomProjection:
+    """scikit-learn's with k entries a column in the mean, fitted."""
+    return SparseRandomProjection(m, density=k / m, random_state=0).fit(host.T)
 
 
-def as_scipy(S: SparseColumns) -> scipy.sparse.csc_matrix:
+def check(found: Any, wanted: np.ndarray) -> None:
+    """Raises unless both are the same to rounding."""
+    size = np.abs(wanted).max()
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4 * size)
+
+
+def as_csc(S: SparseColumns) -> scipy.sparse.csc_matrix:
+    """The same operator as a matrix of scipy."""
     k, n = S.bucket.shape
     block = np.arange(k)[:, None] * (S.num_rows // k)
     index = (np.asarray(S.bucket) + block).T.ravel().astype(np.int32)
     value = (np.asarray(S.sign, np.float32) / np.sqrt(k)).astype(np.float32).T.ravel()
     pointer = np.arange(0, k * n + 1, k, dtype=np.int32)
     return scipy.sparse.csc_matrix((value, index, pointer), shape=S.shape)
+
+
+def as_csr(S: SparseRows) -> scipy.sparse.csr_matrix:
+    """The same operator as a matrix of scipy."""
+    m, s = S.index.shape
+    index, value = np.asarray(S.index).ravel(), np.asarray(S.weight).ravel()
+    pointer = np.arange(0, m * s + 1, s, dtype=np.int32)
+    return scipy.sparse.csr_matrix((value, index, pointer), shape=S.shape)
+
+
+def less_by_scipy(
+    rng: np.random.Generator, scores: np.ndarray | None, m: int, s: int, A: np.ndarray
+) -> np.ndarray:
+    """Draws by scores, or evenly where there are none, signs, a csr matrix, times A."""
+    n = len(A)
+    if scores is None:
+        index, p = rng.integers(0, n, m * s, np.int32), np.full(m * s, 1 / n)
+    else:
+        share = scores / scores.sum()
+        index = rng.choice(n, m * s, p=share).astype(np.int32)
+        p = share[index]
+    sign = 2 * rng.integers(0, 2, m * s, np.int8) - 1
+    value = (sign / np.sqrt(m * s * p)).astype(A.dtype)
+    pointer = np.arange(0, m * s + 1, s, dtype=np.int32)
+    return scipy.sparse.csr_matrix((value, index, pointer), shape=(m, n)) @ A
+
+
+def transform_by_numpy(rows: np.ndarray) -> np.ndarray:
+    """The Walsh-Hadamard transform, a pass over memory for each bit of the length."""
+    out = rows.copy()
+    length = 1
+    while length < len(rows):
+        pairs = out.reshape(-1, 2, length, rows.shape[1])
+        first = pairs[:, 0].copy()
+        pairs[:, 0] += pairs[:, 1]
+        np.subtract(first, pairs[:, 1], out=pairs[:, 1])
+        length *= 2
+    return out
+
+
+def srht_by_numpy(rng: np.random.Generator, m: int, host: np.ndarray) -> np.ndarray:
+    """Random signs, zero rows, the transform, and m of its rows."""
+    n, d = host.shape
+    length = 1 << (n - 1).bit_length()
+    signed = np.zeros((length, d), host.dtype)
+    sign = 2 * rng.integers(0, 2, (n, 1), np.int8) - 1
+    np.multiply(host, sign.astype(host.dtype), out=signed[:n])
+    picked = rng.choice(length, m, replace=False)
+    return transform_by_numpy(signed)[picked] * np.float32(m**-0.5)

@@ -30,7 +30,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from ..core import check_choice, check_key
 from ._batch_axes import mapped_in_front, outputs_like
-from ._random_bits import key_words, bit_signs, random_bits, threefry_2x32
+from ._random_bits import bit_signs, key_words, random_bits, threefry_2x32
 
 Law = Literal["normal", "sign"]
 
