@@ -133,3 +133,20 @@ def test_errors_of_scores():
         sample_rows(key, ok, 8, leverage=ok[:15])
     with pytest.raises(ValueError, match=r"index is int32\[4\].*index\[:, None\]"):
         SparseRows(jnp.arange(4), jnp.ones(4), 8) @ jnp.ones(8)
+
+
+def test_a_row_of_zeros_needs_no_leverage_above_rounding():
+    leverage = jnp.array([1e-8, 0.5, 0.5])
+    scores = jnp.array([0.0, 1.0, 1.0])
+    S = sample_rows(jax.random.key(0), scores, 8, leverage=leverage)
+    assert np.isfinite(S.weight).all()
+
+    @jax.jit
+    def wrong(key):  # concrete scores inside a traced function
+        scores = np.float32([0, 1, 1])
+        return sample_rows(key, scores, 8, leverage=np.float32([0.1, 0, 0]))
+
+    with pytest.raises(
+        ValueError, match=r"leverage\[0\] is 0\.1 and row 0 is expected"
+    ):
+        wrong(jax.random.key(1))
