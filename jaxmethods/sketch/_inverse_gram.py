@@ -61,10 +61,12 @@ def inverse_gram(
     Args:
         key: scalar typed key.
         A: floating (n, d), of full column rank unless there is a ridge.
-        m: rows of a sketch, above d (d + 1 for "gaussian" and "srht"); 4 d serves well.
-        family: "less" (by approximate leverage scores, the sparse one that is nearly
-            unbiased for every A), "sparse_stack", "srht", "gaussian", "rademacher", or
-            "less_uniform", which is nearly unbiased only where no row stands out.
+        m: rows of a sketch, above d (d + 1 for "gaussian" and "srht"), a multiple of 4
+            for "sparse_stack"; 4 d serves well. An int, static under `jit`.
+        family: "less" (by approximate leverage scores and min(d, 64) draws a row, the
+            sparse one that is nearly unbiased for every A), "sparse_stack", "srht",
+            "gaussian", "rademacher", or "less_uniform", which is nearly unbiased only
+            where no row stands out.
         workers: q, independent sketches to average.
         ridge: scalar, 0 or more; may be traced.
         axis_name: inside `jax.shard_map`, the mesh axis over which the rows of A are

@@ -67,7 +67,8 @@ def newton_sketch(
     with a new S_t of m rows at each step and the scalar gamma of its family. Near the
     minimum the squared error, in the norm of the Hessian, falls by about d / m a step,
     whatever the condition number. Steps are full: start where Newton's method itself
-    converges.
+    converges. With a ridge gamma is that of the effective dimension, while the length
+    of the step stays that of d: safe, and short where few directions count.
 
     Args:
         key: scalar typed key.
@@ -77,8 +78,9 @@ def newton_sketch(
             `jax.flatten_util.ravel_pytree`. For a sum of losses of A @ x: the rows of
             A, each times the root of its loss's second derivative.
         params: pytree of floating leaves, the start.
-        m: rows of a sketch, above d; 4 d or more.
-        num_steps: steps, at least 1.
+        m: rows of a sketch, above d; 4 d or more. An int, static under `jit`.
+        num_steps: steps, at least 1, static. For the params after each step scan
+            `scale_by_newton_sketch` instead.
         family: as in `inverse_gram`; "less" is Newton-LESS.
         ridge: scalar, 0 or more, the coefficient of |params|^2 / 2 in `fn`; its part
             of the Hessian is not sketched.
@@ -138,8 +140,9 @@ def scale_by_newton_sketch(
 ) -> optax.GradientTransformation:
     """Gradients times the inverse of a sketched Hessian, as an optax transformation.
 
-    The step of `newton_sketch`, which says what the arguments are; chain it with
-    `optax.scale(-1.0)`, or with a line search where full steps would be too long.
+    `(1 - d / m) inv(H_t) g`, the step of `newton_sketch`, which says what the arguments
+    are; chain it with `optax.scale(-1.0)`, or with a line search where full steps would
+    be too long.
 
     Args:
         key: scalar typed key; each update splits it.

@@ -58,7 +58,7 @@ def leverage_scores(
     Q, R = _orthonormal(wide, ridge, axis_name)
     left, size, _ = _decompose(R)[0]
     basis = product(Q, jnp.where(reciprocals(size)[1][None], left, 0))
-    return _squared_norms(basis, matrix)
+    return jnp.minimum(_squared_norms(basis, matrix), 1)  # 1 to rounding, where it is
 
 
 def approximate_leverage_scores(

@@ -13,7 +13,7 @@ def stack_rows(num_rows: int, k: int) -> int:
     if num_rows % k:
         raise ValueError(
             f"m is {num_rows} and k is {k}; wanted m a multiple of k, the number of "
-            f"stacked blocks: take m = {-(-num_rows // k) * k}."
+            f"stacked blocks (4 by default): take m = {-(-num_rows // k) * k}."
         )
     return num_rows // k
 
