@@ -30,7 +30,9 @@ the Hessian over that of the exact step, with the scalar and without, m = 64, an
 
 Last result, one x86_64 core (busy), jax 0.10, 591 s (409 CPU s); eps with its 95 %
 interval in brackets (where there is none, +- 0.009 at m = 128 and 0.006 at 256, of the
-dense 0.013 and 0.009), and the share of draws lost where that is above 1 %:
+dense and of coherent row samples 0.013 and 0.009), and the share of draws lost where
+that is above 1 %. Corrected weights are missing on the coherent matrix: that run had
+them refused for rows of zeros, whose leverage the script has since set to 0.
 
     coherent: largest leverage 0.95, 298 times the mean, 29 rows above 0.1
                         m = 32            64                128              256
@@ -69,11 +71,11 @@ The noise is 0.024, 0.013, 0.008 and 0.005, of the dense 0.033, 0.018, 0.011 and
 So gaussian shows noise only. LESS has a bias left: its scalar is that of independent
 entries, and the mean eigenvalue 1.061, 1.020, 1.008 and 1.004; the best scalar leaves
 noise only. Without a scalar LESS and gaussian do not differ: 1.17 and 1.18, 0.38 and
-0.39, 0.16 and 0.17, 0.08 and 0.08. On the coherent matrix row sampling, CountSketch and
-LESS-uniform have 38 times the eps of LESS and more up to m = 4 d, by their best scalar
-as well. At 16 d row sampling by exact scores is level with LESS, CountSketch 12 times
-worse. On the incoherent one all are alike, but for the finer scalars of gaussian and
-srht.
+0.39, 0.16 and 0.17, 0.08 and 0.08. On the coherent matrix row sampling and CountSketch
+have 38 times the eps of LESS and more up to m = 4 d, by their best scalar as well, and
+LESS-uniform always loses a direction. At 16 d row sampling by exact scores is level
+with LESS, CountSketch 12 times worse. On the incoherent one all are alike, but for the
+finer scalars of gaussian and srht.
 
 Squared error of the averaged step, coherent; half the 95 % interval is 2 % at q = 1,
 5 % at 16, 16 % at 256, of inverse_gram 18, 10, 15 %, of the last two up to 60 %:

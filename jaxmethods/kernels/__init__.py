@@ -18,13 +18,24 @@ its adjoint; `random_matmul` multiplies by a matrix that is drawn tile by tile,
 `walsh_hadamard` is the transform.
 `magnitude_of_rank` is the k-th largest without sorting; `pack_bits` and `unpack_bits`
 keep a mask in words, `count_bits` and `set_places` say how many bits are set, where.
+`bin_slots` finds what is large in its bin, as codes, `bin_signs` as signs,
+`largest_of_rows` a few entries of each row; `threshold_bits` adds vectors and masks the
+sum. `by_pieces` takes long vectors through fast memory, `finite_sum` checks them.
 `neighbour_rounds` averages with neighbours on a mesh axis, `mean_of` is its mean.
 """
 
+from ._bin_slots import BYTE_BIN as BYTE_BIN
+from ._bin_slots import WORD_BIN as WORD_BIN
+from ._bin_slots import BinSlots as BinSlots
+from ._bin_slots import bin_signs as bin_signs
+from ._bin_slots import bin_slots as bin_slots
+from ._bin_slots import largest_of_rows as largest_of_rows
 from ._block_roll import block_roll as block_roll
 from ._block_roll import block_roll_transpose as block_roll_transpose
 from ._block_roll import rolled_buckets as rolled_buckets
 from ._bucket_sum import bucket_sum as bucket_sum
+from ._by_pieces import by_pieces as by_pieces
+from ._by_pieces import finite_sum as finite_sum
 from ._gather_rows import gather_rows as gather_rows
 from ._gather_rows import scatter_rows as scatter_rows
 from ._gram_products import gram_products as gram_products
@@ -57,4 +68,6 @@ from ._set_bits import pack_bits as pack_bits
 from ._set_bits import set_places as set_places
 from ._set_bits import unpack_bits as unpack_bits
 from ._signed_slopes import signed_slopes as signed_slopes
+from ._threshold_bits import ThresholdBits as ThresholdBits
+from ._threshold_bits import threshold_bits as threshold_bits
 from ._walsh_hadamard import walsh_hadamard as walsh_hadamard

@@ -6,13 +6,18 @@ message, `wire` counts what any compiled function sends.
 
 Averages with a few neighbours: `graph` says who sends to whom, `spectral_gap` how fast
 that mixes, `stochastic_reduce` is one round, of the matrix `mixing_matrix`;
-`decentralized` trains with it.
+`decentralized` trains with it. `run_workers` does the same in processes that run at
+their own speed and wait for their `Neighbours` alone, `join_workers` between hosts.
 
 Hybrid parallelism: `splitbrain` reads the layers of any loss and returns a `Plan`:
-convolutions replicated, wide dense layers split over a group; `column_dense`,
-`row_dense` and `modulo_layer` are the same by hand, inside `shard_map`.
+convolutions replicated, wide dense layers split over a group; `plan` also shards
+layers fully, where asked or where memory is short; `column_dense`, `row_dense` and
+`modulo_layer` are the same by hand, inside `shard_map`.
 
 Both together: `hybrid_training` runs a plan with an optimizer that exchanges.
+
+Many processes: `initialize` joins them; `resize` hands what workers owe to another
+number of them.
 """
 
 from ._adacomp import AdaCompState as AdaCompState
@@ -41,7 +46,15 @@ from ._index_codes import BitMask as BitMask
 from ._index_codes import IndexCode as IndexCode
 from ._index_codes import Int32Places as Int32Places
 from ._index_codes import LocalPlaces as LocalPlaces
+from ._initialize import initialize as initialize
 from ._modulo import modulo_layer as modulo_layer
+from ._neighbours import Neighbours as Neighbours
+from ._neighbours import Transport as Transport
+from ._plan import Plan as Plan
+from ._plan import PlanRow as PlanRow
+from ._planning import plan as plan
+from ._resize import resize as resize
+from ._run_workers import run_workers as run_workers
 from ._selectors import AboveThreshold as AboveThreshold
 from ._selectors import Everything as Everything
 from ._selectors import Largest as Largest
@@ -51,8 +64,7 @@ from ._selectors import Selector as Selector
 from ._small_values import dense as dense
 from ._small_values import int8 as int8
 from ._small_values import sign as sign
-from ._splitbrain import Plan as Plan
-from ._splitbrain import PlanRow as PlanRow
+from ._socket_slots import join_workers as join_workers
 from ._splitbrain import splitbrain as splitbrain
 from ._stochastic_reduce import stochastic_reduce as stochastic_reduce
 from ._threshold_cut import quantile_threshold as quantile_threshold
@@ -71,3 +83,6 @@ from ._value_codes import Ternary as Ternary
 from ._value_codes import ValueCode as ValueCode
 from ._wire import Wire as Wire
 from ._wire import wire as wire
+from ._worker_errors import WorkerFailed as WorkerFailed
+from ._worker_errors import WorkerLost as WorkerLost
+from ._worker_errors import WorkerTimeout as WorkerTimeout

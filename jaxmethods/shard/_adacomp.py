@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core import check_integer, check_nonnegative
+from ..core import check_choice, check_integer, check_nonnegative
+from ..kernels import WORD_BIN, bin_signs, bin_slots
 from ._codec import Codec, check_gradients, decode, zeros_like_gradients
+from ._flat_places import at_places
 from ._ternary import pack_ternary, unpack_ternary
 
 CONVOLUTION_BIN, DENSE_BIN = 50, 500
-BYTE_BIN, WORD_BIN = 64, 16384  # 6 or 14 bits of place, 2 bits of sign
 
 
 class AdaCompState(NamedTuple):
@@ -86,16 +87,17 @@ class SlotCodes:
         """Signs times scale at their places, float32."""
         return self.add_to(jax.lax.full_like(self.scale, 0, shape=self.shape))
 
-    def add_to(self, total: jax.Array) -> jax.Array:
-        """`total + self.dense()`."""
+    def add_to(self, total: jax.Array, factor: float = 1.0) -> jax.Array:
+        """`total + factor * self.dense()`."""
         bits = 8 * self.codes.dtype.itemsize - 2
         place = (self.codes & (2**bits - 1)).astype(jnp.int32)
         mark = (self.codes >> bits).astype(jnp.int32)
         sign = jnp.where(mark == 2, -1.0, mark.astype(jnp.float32))
         start = self.bin_size * jnp.arange(len(place), dtype=jnp.int32)
         # Free slots add 0 to the first entry of their bin.
-        flat = total.reshape(-1).at[start[:, None] + place]
-        return flat.add(self.scale * sign, mode="promise_in_bounds").reshape(self.shape)
+        at = at_places(jnp.atleast_1d(total), start[:, None] + place)
+        total = at.add(factor * self.scale * sign, mode="promise_in_bounds")
+        return total.reshape(self.shape)
 
 
 def adacomp(
@@ -103,6 +105,7 @@ def adacomp(
     bin_size: int | None = None,
     slots: int | None = None,
     scale_factor: float = 2.0,
+    implementation: str = "xla",
 ) -> Codec:
     """AdaComp: sends the locally large entries of residue + gradient, as signs.
 
@@ -129,6 +132,8 @@ def adacomp(
             on dense layers. None: every entry fits, as a ternary digit of 1.6 bits, 20
             times fewer bytes whatever is sent.
         scale_factor: Weight of the latest gradient in H, 0 or more; more sends more.
+        implementation: "xla" or "pallas", as in `jaxmethods.kernels.bin_slots`: a
+            kernel for TPUs, for slots of bins of 128, 256, ... 2048.
 
     Returns:
         A `Codec` with `AdaCompState`. Gradients of any floating dtype; residue and
@@ -157,6 +162,7 @@ def adacomp(
         arXiv:1712.02679.
     """
     _check_options(bin_size, slots, scale_factor)
+    check_choice(implementation, ("xla", "pallas"), "implementation")
 
     def init(tree: Any) -> AdaCompState:
         none = jnp.zeros((), jnp.int32)
@@ -173,7 +179,9 @@ def adacomp(
             if size is None:
                 part = _send_dense(residue, gradient)
             else:
-                part = _send_signs(residue, gradient, size, slots, scale_factor)
+                part = _send_signs(
+                    residue, gradient, size, slots, scale_factor, implementation
+                )
             messages.append(part.message)
             residues.append(part.residue)
             full, skipped = full + part.full, skipped + part.skipped
@@ -229,43 +237,32 @@ def _send_signs(
     bin_size: int,
     slots: int | None,
     scale_factor: float,
+    implementation: str,
 ) -> _Part:
-    shape, residue, gradient = gradient.shape, residue.reshape(-1), gradient.reshape(-1)
+    flat = residue.reshape(-1), gradient.reshape(-1)
+    options = dict(bin_size=bin_size, scale_factor=scale_factor)
     total = residue + gradient
-    pushed = total + (scale_factor - 1) * gradient
-    tops = jnp.abs(_in_bins(total, bin_size)).max(1)
+    if slots is None:
+        marks, tops = bin_signs(*flat, **options)
+    else:
+        marks, tops, summed = bin_slots(
+            *flat, **options, slots=min(slots, bin_size), implementation=implementation
+        )
+        if implementation == "pallas":
+            total = summed.reshape(total.shape)
     scale = tops.mean()
     finite = jnp.isfinite(scale)
     scale = jnp.where(finite, scale, 0)
-    bars = jnp.broadcast_to(tops[:, None], (tops.size, bin_size))
-    bars = bars.reshape(-1)[: total.size]
-    sent = (jnp.abs(pushed) >= bars) & (total != 0) & finite
+    # Of a leaf that is not finite nothing is sent; a code, like a sign, of 0 is none.
+    marks = jnp.where(finite, marks, 0)
+    left = jnp.where(finite, total, residue)
     if slots is None:
-        signs = jnp.where(sent, jnp.sign(total), 0).astype(jnp.int8)
-        message: Any = TernaryMap(pack_ternary(signs), scale, shape)
-        full, value = jnp.int32(0), scale * signs.astype(jnp.float32)
+        message: Any = TernaryMap(pack_ternary(marks), scale, gradient.shape)
+        left = left - scale * marks.reshape(left.shape).astype(jnp.float32)
+        full = jnp.int32(0)
     else:
-        rank = _in_bins(jnp.where(sent, jnp.abs(pushed), 0), bin_size)
-        codes = _fill_slots(total, rank, min(slots, bin_size))
-        message = SlotCodes(codes, scale, shape, bin_size)
-        # Not codes[:, -1]: XLA turns top_k and a slice into a sort, ten times slower.
-        full = (codes != 0).all(1).sum(dtype=jnp.int32)
-        value = message.dense().reshape(-1)
-    left = jnp.where(finite, total - value, residue).reshape(shape)
+        message = SlotCodes(marks, scale, gradient.shape, bin_size)
+        left = message.add_to(left, -1.0)
+        # Not marks[:, -1]: XLA turns top_k and a slice into a sort, ten times slower.
+        full = (marks != 0).all(1).sum(dtype=jnp.int32)
     return _Part(message, left, full, jnp.int32(~finite))
-
-
-def _in_bins(x: jax.Array, bin_size: int) -> jax.Array:
-    """(bins, bin_size); zeros fill the last bin, which changes no maximum."""
-    return jnp.pad(x, (0, -x.size % bin_size)).reshape(-1, bin_size)
-
-
-def _fill_slots(total: jax.Array, rank: jax.Array, slots: int) -> jax.Array:
-    """Codes of the entries of highest positive rank in each bin, (bins, slots)."""
-    bins, bin_size = rank.shape
-    dtype, bits = (jnp.uint8, 6) if bin_size <= BYTE_BIN else (jnp.uint16, 14)
-    height, place = jax.lax.top_k(rank, slots)
-    start = bin_size * jnp.arange(bins, dtype=jnp.int32)[:, None]
-    negative = total.at[start + place].get(mode="clip") < 0
-    mark = jnp.where(negative, 2, 1) << bits
-    return jnp.where(height > 0, place | mark, 0).astype(dtype)

@@ -8,11 +8,14 @@ from ..core import Node
 
 Moved = tuple[int | None, ...]
 
-# Same shape in and out, yet entries along an axis meet.
+# Same shape in and out, for square matrices at least, yet entries along an axis meet.
 _ALONG_AN_AXIS = frozenset(
     "cumsum cumprod cummax cummin cumlogsumexp sort rev fft scan while cond cholesky "
-    "triangular_solve shard_map".split()
+    "triangular_solve shard_map dot_general ragged_dot conv_general_dilated transpose "
+    "gather dynamic_slice dynamic_update_slice custom_linear_solve pallas_call "
+    "ppermute all_to_all".split()
 )
+_WITH_NEIGHBOURS = ("reduce_window", "select_and_", "scatter")
 
 
 def is_elementwise(node: Node) -> bool:
@@ -20,7 +23,8 @@ def is_elementwise(node: Node) -> bool:
 
     Operands may be scalars, or have length 1 where the result is longer.
     """
-    if node.name in _ALONG_AN_AXIS or len(node.outputs) != 1:
+    mixes = node.name in _ALONG_AN_AXIS or node.name.startswith(_WITH_NEIGHBOURS)
+    if mixes or len(node.outputs) != 1:
         return False
     shape = node.outputs[0].shape
     shapes = [getattr(atom, "shape", ()) for atom in node.inputs]

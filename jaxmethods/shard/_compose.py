@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..kernels import count_bits, pack_bits
+from ..core import materialized
+from ..kernels import count_bits, finite_sum, pack_bits
 from ._codec import Codec, check_gradients, decode, zeros_like_gradients
+from ._flat_places import at_places
 from ._index_codes import IndexCode
 from ._selectors import Everything, Selector, ThresholdMemory
-from ._value_codes import Float32, OneBit, ValueCode
+from ._value_codes import Float32, OneBit, ValueCode, decoded
 
 
 class FeedbackState(NamedTuple):
@@ -74,7 +76,8 @@ class Part:
             return total + self.dense()
         values = self.value.decode(self.values, self.room)
         places = self.index.places(self.places, self.room, total.size)
-        return total.reshape(-1).at[places].add(values, mode="drop").reshape(self.shape)
+        entries = at_places(jnp.atleast_1d(total), places)
+        return entries.add(values, mode="drop").reshape(self.shape)
 
 
 def compose(
@@ -187,33 +190,38 @@ def _send(
     leaf: Any,
 ) -> _Sent:
     shape = jnp.shape(leaf)
-    gradient = jnp.asarray(leaf, jnp.float32).reshape(-1)
+    gradient = jnp.asarray(leaf, jnp.float32)
     size = gradient.size
     if not size:
-        message = Part(gradient, None, shape, 0, Float32(), None)
+        message = Part(gradient.reshape(-1), None, shape, 0, Float32(), None)
         return _Sent(message, error, memory, jnp.int32(0), jnp.int32(0))
-    given = gradient if error is None else gradient + error.reshape(-1)
-    # One sum that is NaN where any entry is not finite, and 0 otherwise.
-    finite = (0 * given).sum() == 0
-    old = jnp.zeros_like(gradient) if error is None else error.reshape(-1)
-    total = jnp.where(finite, given, old)
-    selection, after = selector.select(memory, gradient, total)
+    given = [gradient] if error is None else [gradient, error]
+    finite = finite_sum(*(x.reshape(-1) for x in given))
+    old = jnp.zeros_like(gradient) if error is None else error
+    # At least one axis, and no reshape on the way to the new error: on CPUs it is
+    # written where the old one lies.
+    total = jnp.atleast_1d(jnp.where(finite, sum(given[1:], gradient), old))
+    total = materialized(total)
+    flat = total.reshape(-1)
+    selection, after = selector.select(memory, gradient.reshape(-1), flat)
     memory = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, memory)
     mask = None if selection.mask is None else selection.mask & finite
     held_back = jnp.int32(0)
     if index is None:
         room, wire = size, None
-        chosen = jnp.where(finite if mask is None else mask, total, 0)
+        chosen = jnp.where(finite if mask is None else mask, flat, 0)
         code = value.encode(chosen, selection.scale)
-        left = total - value.decode(code, size)
+        left = total - decoded(value, code, chosen).reshape(total.shape)
     else:
+        assert mask is not None
         selection = selection._replace(mask=mask)
         room = index.room(size, selector.capacity(size))
         wire = index.encode(selection, room, size)
         places = index.places(wire, room, size)
-        chosen = total.at[places].get(mode="fill", fill_value=0)
+        entries = at_places(total, places)
+        chosen = entries.get(mode="fill", fill_value=0)
         code = value.encode(chosen, selection.scale)
-        left = total.at[places].add(-value.decode(code, room), mode="drop")
+        left = entries.add(-value.decode(code, room), mode="drop")
         held_back = count_bits(pack_bits(mask)) - (places < size).sum(dtype=jnp.int32)
     if error is not None:
         error = left.reshape(shape)

@@ -28,7 +28,8 @@ class Layer:
         outputs: Numbers in a row that leave.
         itemsize: Bytes a number of the activations.
         trained: Whether the activations depend on parameters, and so take a gradient.
-        operand_axes: The axis of the leaf that each axis of the kernel is.
+        operand_axes: The axis of the leaf that each axis of the kernel is; () where
+            the kernel is more than the leaf with its axes moved.
         row_axis: The axis of the leaf that is summed over (the first).
         column_axis: The axis of the leaf that is kept (the first).
         follows: Leaves of the layers whose columns are the rows of this one, with
@@ -101,10 +102,10 @@ def layers_of(loss: Any, params: Any, batch: Any) -> list[Layer]:
         >>> second.follows
         frozenset({0})
     """
-    return _Reader(flatten(loss, params, batch), len(jax.tree.leaves(params))).read()
+    return Reader(flatten(loss, params, batch), len(jax.tree.leaves(params))).read()
 
 
-class _Reader:
+class Reader:
     """Walks a graph forward, with a fact a variable."""
 
     def __init__(self, graph: Graph, num_leaves: int):
@@ -214,14 +215,21 @@ class _Reader:
     def _layer(self, node: Node, facts: list[_Fact], flops: int) -> Layer:
         kernels = [f for f in facts if f.leaves and not f.data]
         leaf = max(kernels[0].leaves, key=self.sizes.__getitem__)
+        position = facts.index(kernels[0])
+        activations = facts[1 - position] if len(facts) == 2 else _NOTHING
+        axes = _whole_axes(kernels[0].origin)
+        other = Layer(
+            leaf,
+            "other",
+            flops,
+            trained=bool(activations.leaves),
+            operand_axes=axes or (),
+        )
         if node.name == "conv_general_dilated":
-            return Layer(leaf, "convolution", flops)
-        other = Layer(leaf, "other", flops)
+            return replace(other, kind="convolution")
         with_data = any(f.data for f in facts)
         if node.name != "dot_general" or len(kernels) > 1 or not with_data:
-            return other
-        position = facts.index(kernels[0])
-        activations, axes = facts[1 - position], _whole_axes(kernels[0].origin)
+            return replace(other, trained=True)
         dimensions = node.params["dimension_numbers"]
         contracted, batched = dimensions
         summed, shape = contracted[position], node.inputs[position].shape
@@ -231,16 +239,13 @@ class _Reader:
         columns, result = activations.columns, node.outputs[0]
         chained = columns is not None and columns.axis == contracted[1 - position][0]
         outputs = math.prod(shape[a] for a in kept)
-        return Layer(
-            leaf,
-            "dense",
-            flops,
+        return replace(
+            other,
+            kind="dense",
             rows=math.prod(result.shape) // outputs,
             inputs=math.prod(shape[a] for a in summed),
             outputs=outputs,
             itemsize=result.dtype.itemsize,
-            trained=bool(activations.leaves),
-            operand_axes=axes,
             row_axis=axes[summed[0]],
             column_axis=axes[kept[0]],
             follows=columns.leaves if columns and chained else frozenset(),

@@ -12,7 +12,15 @@ import jax
 import jax.numpy as jnp
 
 from ..core import check_integer
-from ..kernels import count_bits, magnitude_of_rank, pack_bits, set_places
+from ..kernels import (
+    by_pieces,
+    count_bits,
+    largest_of_rows,
+    magnitude_of_rank,
+    pack_bits,
+    set_places,
+    unpack_bits,
+)
 from ._selectors import Selection
 
 
@@ -83,8 +91,8 @@ class BitMask:
         words = pack_bits(selection.mask)
 
         def fewer() -> jax.Array:
-            places = _largest(selection, room)
-            none = jnp.zeros_like(selection.mask)
+            places = _largest(words, selection, room)
+            none = jnp.zeros(size, bool)
             return pack_bits(none.at[places].set(True, mode="drop"))
 
         return jax.lax.cond(count_bits(words) > room, fewer, lambda: words)
@@ -127,12 +135,16 @@ class LocalPlaces:
     def encode(self, selection: Selection, room: int, size: int) -> jax.Array:
         """(blocks, slots) of uint8 or uint16; a free slot holds the block's length."""
         block, slots = self._sizes(size)
-        assert selection.rank is not None
+        assert selection.rank is not None and selection.mask is not None
         rank = jnp.where(selection.mask, selection.rank(), 0)
-        rows = jnp.pad(rank, (0, -size % block)).reshape(-1, block)
-        height, place = jax.lax.top_k(rows, slots)
         kind = jnp.uint8 if block < 2**8 else jnp.uint16
-        return jnp.where(height > 0, place, block).astype(kind)
+
+        def fill(piece: jax.Array) -> jax.Array:
+            rows = jnp.pad(piece, (0, -piece.size % block)).reshape(-1, block)
+            height, place = largest_of_rows(rows, slots)
+            return jnp.where(height > 0, place, block).astype(kind)
+
+        return by_pieces(fill, rank, unit=block)
 
     def places(self, wire: jax.Array, room: int, size: int) -> jax.Array:
         """Block by block."""
@@ -152,15 +164,19 @@ def _first_places(selection: Selection, room: int) -> jax.Array:
     words = pack_bits(selection.mask)
     return jax.lax.cond(
         count_bits(words) > room,
-        lambda: _largest(selection, room),
+        lambda: _largest(words, selection, room),
         lambda: set_places(words, room),
     )
 
 
-def _largest(selection: Selection, room: int) -> jax.Array:
-    """The places of the entries of largest rank, of equal ones the first."""
+def _largest(words: jax.Array, selection: Selection, room: int) -> jax.Array:
+    """The places of the entries of largest rank, of equal ones the first.
+
+    Takes the mask from its words: a branch that read the mask would have it written.
+    """
     assert selection.rank is not None
-    rank = jnp.where(selection.mask, selection.rank(), 0)
+    rank = selection.rank()
+    rank = jnp.where(unpack_bits(words, rank.size), rank, 0)
     bar = magnitude_of_rank(rank, room - 1)
     above = pack_bits(rank > bar)
     equal = pack_bits((rank == bar) & (rank > 0))

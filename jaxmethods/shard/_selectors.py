@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core import check_fraction, check_integer, check_nonnegative
-from ..kernels import magnitude_of_rank
+from ..kernels import by_pieces, magnitude_of_rank
 
 
 class Selection(NamedTuple):
@@ -223,10 +223,14 @@ class LocalBins:
     ) -> tuple[Selection, Any]:
         """All that is at least its bin's bar."""
         size = min(self.bin_size, total.size)
-        magnitude = jnp.abs(total)
-        bins = jnp.pad(magnitude, (0, -total.size % size)).reshape(-1, size)
-        tops = bins.max(1)
-        bars = jnp.broadcast_to(tops[:, None], bins.shape).reshape(-1)[: total.size]
+
+        def largest(piece: jax.Array) -> jax.Array:
+            bins = jnp.pad(piece, (0, -piece.size % size)).reshape(-1, size)
+            return jnp.abs(bins).max(1)
+
+        tops = by_pieces(largest, total, unit=size)
+        bars = jnp.broadcast_to(tops[:, None], (tops.size, size))
+        bars = bars.reshape(-1)[: total.size]
 
         def rank() -> jax.Array:
             return jnp.abs(total + (self.scale_factor - 1) * gradient)

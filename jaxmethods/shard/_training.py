@@ -9,7 +9,7 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from ._constrain import batch_spec, check_batch, constrained
-from ._splitbrain import DATA, MODEL, Plan
+from ._plan import DATA, MODEL, Plan
 
 
 class Training(NamedTuple):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core import check_integer
-from ..kernels import pack_bits, unpack_bits
+from ..kernels import by_pieces, count_bits, pack_bits, unpack_bits
 from ._ternary import pack_ternary, unpack_ternary
 
 
@@ -107,22 +107,27 @@ class Int8Blocks:
 
     def encode(self, values: jax.Array, scale: jax.Array | None) -> ScaledBytes:
         """`ScaledBytes`: 1 + 4 / block bytes a value."""
-        blocks = self._in_blocks(values)
-        steps = jnp.abs(blocks).max(1) / 127
+        block = max(1, min(self.block, values.size))
+
+        def largest(piece: jax.Array) -> jax.Array:
+            rows = jnp.pad(piece, (0, -piece.size % block)).reshape(-1, block)
+            return jnp.abs(rows).max(1)
+
+        steps = by_pieces(largest, values, unit=block) / 127
         # A step that underflows to 0 counts nothing.
         steps = jnp.where(steps < jnp.finfo(jnp.float32).tiny, 0, steps)
-        counts = jnp.round(blocks / jnp.where(steps == 0, 1, steps)[:, None])
-        codes = jnp.where(steps[:, None] == 0, 0, counts).astype(jnp.int8)
-        return ScaledBytes(codes.reshape(-1)[: values.size], steps)
+        step = self._of_each(steps, values.size)
+        counts = jnp.round(values / jnp.where(step == 0, 1, step))
+        return ScaledBytes(jnp.where(step == 0, 0, counts).astype(jnp.int8), steps)
 
     def decode(self, wire: ScaledBytes, size: int) -> jax.Array:
         """Codes times steps."""
-        codes = self._in_blocks(wire.codes).astype(jnp.float32)
-        return (codes * wire.steps[:, None]).reshape(-1)[:size]
+        return wire.codes.astype(jnp.float32) * self._of_each(wire.steps, size)
 
-    def _in_blocks(self, x: jax.Array) -> jax.Array:
-        block = max(1, min(self.block, x.size))
-        return jnp.pad(x, (0, -x.size % block)).reshape(-1, block)
+    def _of_each(self, steps: jax.Array, size: int) -> jax.Array:
+        """The step of each value: as part of what reads it, XLA does not write it."""
+        shape = steps.size, max(1, min(self.block, size))
+        return jnp.broadcast_to(steps[:, None], shape).reshape(-1)[:size]
 
 
 class ScaledSigns(NamedTuple):
@@ -186,5 +191,17 @@ class Ternary:
 
 def _mean_size(values: jax.Array) -> jax.Array:
     """The mean magnitude of the values that are not 0."""
-    count = (values != 0).sum(dtype=jnp.float32)
+    count = count_bits(pack_bits(values != 0)).astype(jnp.float32)
     return jnp.abs(values).sum() / jnp.maximum(count, 1)
+
+
+def decoded(value: ValueCode, wire: Any, values: jax.Array) -> jax.Array:
+    """`value.decode(wire, values.size)` of the values whose wire it is.
+
+    Where the values tell what the wire says, nothing is unpacked.
+    """
+    if isinstance(value, OneBit):
+        return jnp.where(values < 0, -wire.scale, wire.scale)
+    if isinstance(value, Ternary):
+        return wire.scale * jnp.sign(values)
+    return value.decode(wire, values.size)

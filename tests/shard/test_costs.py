@@ -70,6 +70,18 @@ def test_functions_along_the_columns_break_it(between):
     assert chained(between) == []
 
 
+def test_square_products_and_transposes_are_no_elementwise_functions():
+    square = {"a": jnp.ones((6, 6)), "c": jnp.ones((6, 6))}
+    layers, _ = read(
+        lambda w, x: (jnp.tanh(x @ w["a"]).T @ w["c"]).sum(), square, jnp.ones((6, 6))
+    )
+    assert {name: layer.kind for name, layer in layers.items()} == {
+        "a": "dense",
+        "c": "dense",
+    }
+    assert layers["c"].follows == frozenset()  # its rows are not the columns before
+
+
 def test_dropout_keeps_the_chain():
     def loss(w, batch):
         x, key = batch
