@@ -1,8 +1,12 @@
 """What should be on which device, and what must travel between devices?
 
 Compressed exchange: a `Codec` turns gradients into small messages and remembers what it
-left out; `adacomp` is one. `exchange` makes an optax step of it, `nbytes` counts a
-message, `wire` counts what any compiled function sends.
+left out: `adacomp`, `dct`, `top_k`, `int8`, `sign`, `dense`, or what `compose` makes of
+a selector, a value code and an index code. `exchange` makes an optax step of it, by
+messages to all; `two_phase_exchange` sends them in two phases, `graph_exchange` to
+neighbours, `mean_exchange` no messages but the mean; `auto` chooses by a model of the
+link and says why. `nbytes` counts a message, `wire` what any compiled function sends.
+Between layers `threshold_cut` zeroes what is small, and `cut_gather` sends the rest.
 
 Averages with a few neighbours: `graph` says who sends to whom, `spectral_gap` how fast
 that mixes, `stochastic_reduce` is one round, of the matrix `mixing_matrix`;
