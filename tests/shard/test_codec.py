@@ -19,6 +19,7 @@ CODECS = {
     "dct in bits": shard.dct(
         sparsity=0.5, capacity=9, value=shard.OneBit(), index=shard.BitMask()
     ),
+    "dct in blocks": shard.dct(sparsity=0.8, index=shard.LocalPlaces(20, 3)),
     "top_k": shard.top_k(sparsity=0.9),
     "top_k in blocks": shard.top_k(sparsity=0.8, block=30),
     "int8": shard.int8(block=32),
