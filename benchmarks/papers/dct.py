@@ -83,9 +83,7 @@ def setting(sparsity: float, slots: int, *, half: bool = False) -> Setting:
     value = shard.BFloat16() if half else shard.Float32()
     index = shard.LocalPlaces(BLOCK, slots)
     # The slots are the room; the capacity of a leaf has to be named all the same.
-    codec = shard.dct(
-        sparsity=sparsity, life=LIFE, capacity=2**30, value=value, index=index
-    )
+    codec = shard.dct(sparsity=sparsity, life=LIFE, value=value, index=index)
     name = f"dct {sparsity:g}, {slots} slots" + ", bf16" * half
     return Setting(name, codec, lambda kind: PLACE_BITS + (16 if half else 32))
 
