@@ -83,7 +83,8 @@ def inverse_gram(
         ValueError: A is no matrix or empty; m is too small; the family is unknown or
             has no scalar that takes out its bias ("countsketch", "sample_rows"); ridge,
             where concrete, is negative or NaN; A, where concrete, has entries that are
-            not finite, or columns that depend on each other.
+            not finite, or, without a ridge, a column of zeros. Other columns that
+            depend on each other are not noticed: the result is then huge.
 
     Complexity:
         "less": two reads of A for all workers, then m d min(d, 64) flops and 2 m d^2
@@ -151,7 +152,9 @@ def sketcher(
         scores = approximate_leverage_scores(key, A, ridge=ridge, axis_name=axis_name)
         if axis_name is not None:
             scores = jax.lax.all_gather(scores, axis_name, tiled=True)
-        scores = 0.9 * scores / scores.sum() + 0.1 / n  # none is far too small
+        total = scores.sum()
+        total = jnp.where(total == 0, 1, total)  # of a matrix of zeros
+        scores = 0.9 * scores / total + 0.1 / n  # none is far too small
 
     def operator(key: jax.Array) -> Any:
         if family == "less":

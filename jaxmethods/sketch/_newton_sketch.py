@@ -75,8 +75,10 @@ def newton_sketch(
         fn: params -> scalar, the objective, its ridge term included.
         root: params -> floating (n, d), a matrix B whose Gram is the Hessian without
             the ridge; d numbers in params, in the order of
-            `jax.flatten_util.ravel_pytree`. For a sum of losses of A @ x: the rows of
-            A, each times the root of its loss's second derivative.
+            `jax.flatten_util.ravel_pytree` (that of sorted keys in a dict). For a sum
+            of losses of A @ x: the rows of A, each times the root of its loss's second
+            derivative; for a mean over n rows all that over sqrt(n). Without a ridge
+            of full column rank, or params are NaN.
         params: pytree of floating leaves, the start.
         m: rows of a sketch, above d; 4 d or more. An int, static under `jit`.
         num_steps: steps, at least 1, static. For the params after each step scan

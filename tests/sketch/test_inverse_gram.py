@@ -83,6 +83,12 @@ def test_a_traced_ridge_of_zero_is_none():
     np.testing.assert_allclose(run(1e6), 1e-6 * np.eye(D), atol=1e-9)
 
 
+@pytest.mark.parametrize("family", ["less", "sparse_stack"])
+def test_a_ridge_makes_a_matrix_of_zeros_well_posed(family):
+    run = jax.jit(lambda key, A: sketch.inverse_gram(key, A, M, family=family, ridge=2))
+    np.testing.assert_allclose(run(jax.random.key(0), 0 * rows()), np.eye(D) / 2)
+
+
 def test_workers_divide_the_squared_error():
     A = rows(4)
     off = [
