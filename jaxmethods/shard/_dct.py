@@ -31,8 +31,8 @@ def dct(
             1000. Under `vmap` a threshold is computed at each step and thrown away.
         capacity: entries of a leaf that a message has room for, at least 1 (clipped to
             the size of the leaf); the largest go first, the rest waits in the error.
-            None: all, so that nothing waits, and no byte is saved: dense zeros; but with
-            an index code that brings its own room, such as `LocalPlaces`, that room.
+            None: all, so that nothing waits, and no byte is saved: dense zeros; with an
+            index code that brings its own room, such as `LocalPlaces`, that room.
         value: how values travel, as in `compose`; None: `Float32()`.
         index: how places travel, as in `compose`; None: `Int32Places()`.
 
