@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..core import materialized
 from ..kernels import count_bits, finite_sum, pack_bits
 from ._codec import Codec, check_gradients, decode, zeros_like_gradients
 from ._flat_places import at_places
@@ -201,7 +200,6 @@ def _send(
     # At least one axis, and no reshape on the way to the new error: on CPUs it is
     # written where the old one lies.
     total = jnp.atleast_1d(jnp.where(finite, sum(given[1:], gradient), old))
-    total = materialized(total)
     flat = total.reshape(-1)
     selection, after = selector.select(memory, gradient.reshape(-1), flat)
     memory = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, memory)

@@ -16,6 +16,7 @@ def at_places(x: jax.Array, places: jax.Array) -> Any:
     """
     index = []
     for size in reversed(x.shape[1:]):
-        index.append(jax.lax.rem(places, size))
-        places = jax.lax.div(places, size)
+        length = jax.lax.full_like(places, size)
+        index.append(jax.lax.rem(places, length))
+        places = jax.lax.div(places, length)
     return x.at[(places, *reversed(index))]
