@@ -34,7 +34,8 @@ def add_columns(
     stored = len(matrix.data)
     size = min(max(stored, 1), max(1, _TILE // num_rows))
     rest = -stored % size
-    place = jnp.pad(matrix.indices, ((0, rest), (0, 0)), constant_values=n)
+    place = _wide(matrix.indices)
+    place = jnp.pad(place, ((0, rest), (0, 0)), constant_values=n)
     row, column = place.T
     # What pads a BCOO matrix stands past its last row too.
     value = jnp.where(row < n, jnp.pad(matrix.data, (0, rest)), 0).astype(dtype)
@@ -69,9 +70,10 @@ def add_rows(index: jax.Array, weight: jax.Array, matrix: Any) -> jax.Array:
     (num_rows, draws), (n, d) = index.shape, matrix.shape
     size = min(draws, max(1, _ROOM // (num_rows * max(d, 1))))
     rest = -draws % size
-    row, column = matrix.indices.T
+    row, column = _wide(matrix.indices).T
     value = matrix.data.astype(dtype)
     # All that names no row of A gets one number, which no stored row has.
+    index = _wide(index)
     index = jnp.where(index < n, index, n)
     index = jnp.pad(index, ((0, 0), (0, rest)), constant_values=n)
     weight = jnp.pad(weight, ((0, 0), (0, rest)))
@@ -89,3 +91,8 @@ def add_rows(index: jax.Array, weight: jax.Array, matrix: Any) -> jax.Array:
 
     total = jax.lax.full_like(value, 0, shape=(num_rows, d))
     return jax.lax.scan(add_some, total, tuple(pieces))[0]
+
+
+def _wide(index: jax.Array) -> jax.Array:
+    """Indices of a type that holds n, which a row of no number has."""
+    return index.astype(jnp.promote_types(index.dtype, jnp.int32))

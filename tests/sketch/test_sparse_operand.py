@@ -70,6 +70,17 @@ def test_gradient_in_the_stored_numbers(family, small_tiles):
     np.testing.assert_allclose(got, want[tuple(A.indices.T)], rtol=1e-4, atol=1e-4)
 
 
+def test_indices_of_a_type_that_does_not_hold_n():
+    A = BCOO.fromdense(jax.random.normal(jax.random.key(5), (256, 2)))
+    short = BCOO((A.data, A.indices.astype(jnp.uint8)), shape=A.shape)
+    S = sketch.gaussian(jax.random.key(6), 4, 256)
+    np.testing.assert_array_equal(S @ short, S @ A)
+    rows = sketch.SparseRows(
+        jnp.array([[0, 5], [100, 7]], jnp.uint8), jnp.ones((2, 2)), 256
+    )
+    np.testing.assert_allclose(rows @ short, rows @ A.todense(), rtol=1e-6)
+
+
 def test_no_stored_number():
     A = BCOO((jnp.zeros(0), jnp.zeros((0, 2), int)), shape=(N, 5))
     for family in ("sparse_stack", "gaussian", "srht", "less"):
