@@ -118,7 +118,7 @@ def adacomp(
     A leaf whose r + g holds NaN or infinity sends zeros and keeps its old residue: that
     gradient of that leaf is dropped on that worker, the others are not poisoned, and
     `AdaCompState.skipped` counts it. Clip gradients and add weight decay before the
-    exchange, not after it. On a change of the number of workers add residues up.
+    exchange, not after it. `resize` hands residues to another number of workers.
 
     Args:
         bin_size: T, 1 or more, for every leaf; T beyond the leaf's size is one bin.
