@@ -52,22 +52,16 @@ messages go to everyone. The LSTM's loss shrinks with the length of the training
 1,600 steps at twice the learning rate adacomp and top-k lost 0.7 points each.
 """
 
-import argparse
 import json
-import os
-import time
-from pathlib import Path
 
 import jax
-import numpy as np
 
-from jaxmethods.data import Split, load_digits, load_mnist
+from jaxmethods.data import load_digits, load_mnist
 from jaxmethods.shard import adacomp, top_k
 
-from ..zoo.tasks import digits, sentiment
+from ..zoo.tasks import CONVOLUTION_STEPS, LSTM_STEPS, digits, enlarged, sentiment
 from ..zoo.workers import Setting, plot, study
-
-CONVOLUTION_STEPS, LSTM_STEPS = 1200, 2800
+from .command_line import read_options, timed
 
 
 def bits(kind: str) -> int:
@@ -93,43 +87,21 @@ def settings(kind: str) -> list[Setting]:
     ]
 
 
-def enlarged(split: Split) -> Split:
-    """8 x 8 images at 28 x 28, for the zoo's net: each pixel 3 x 3, and a border."""
-    parts = [
-        part._replace(
-            images=np.pad(
-                part.images.repeat(3, 1).repeat(3, 2), ((0, 0), (2, 2), (2, 2), (0, 0))
-            )
-        )
-        for part in (split.train, split.test)
-    ]
-    return Split(split.name, *parts)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.papers.adacomp", description=__doc__.split("\n")[0]
+    options = read_options(
+        "adacomp", __doc__, seeds="of each training", quick="the shipped digits"
     )
-    shared = Path(os.environ.get("JAXMETHODS_SHARED", "../shared"))
-    parser.add_argument("--data", type=Path, default=shared / "data")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="the shipped digits")
-    parser.add_argument("--out", type=Path, help="a folder for the JSON and the plot")
-    options = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", 8)  # for the bytes, nothing runs on them
-    wall, cpu = time.perf_counter(), time.process_time()
-    if options.quick:
-        task = digits(enlarged(load_digits()), steps=200)
-        rows = study(task, settings("quick"), 1)
-    else:
-        task = digits(load_mnist(options.data / "mnist"), steps=CONVOLUTION_STEPS)
-        rows = study(task, settings("convolutions"), options.seeds)
-        task = sentiment(options.data / "sst2", steps=LSTM_STEPS)
-        rows += study(task, settings("LSTM"), options.seeds)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    print(f"{wall:.0f} s, {cpu:.0f} CPU s")
+    with timed():
+        if options.quick:
+            task = digits(enlarged(load_digits()), steps=200)
+            rows = study(task, settings("quick"), 1)
+        else:
+            task = digits(load_mnist(options.data / "mnist"), steps=CONVOLUTION_STEPS)
+            rows = study(task, settings("convolutions"), options.seeds)
+            task = sentiment(options.data / "sst2", steps=LSTM_STEPS)
+            rows += study(task, settings("LSTM"), options.seeds)
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "adacomp.json").write_text(json.dumps(rows, indent=1) + "\n")
         plot(options.out / "adacomp.png", rows, "ecr_paper")
 

@@ -50,13 +50,9 @@ quarters of their slots stay free, since between renewals fewer pass than at one
 cut 20 times less costs half a point, 13 times less a third.
 """
 
-import argparse
 import json
 import math
-import os
-import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -69,9 +65,16 @@ from jax.sharding import PartitionSpec as P
 from jaxmethods import shard
 from jaxmethods.data import load_digits, load_mnist
 
-from ..zoo.tasks import Task, digits, sentiment
+from ..zoo.tasks import (
+    CONVOLUTION_STEPS,
+    LSTM_STEPS,
+    Task,
+    digits,
+    enlarged,
+    sentiment,
+)
 from ..zoo.workers import AXIS, Setting, plot, study
-from .adacomp import CONVOLUTION_STEPS, LSTM_STEPS, enlarged
+from .command_line import read_options, timed
 
 LIFE, BLOCK, WORKERS, CHUNK = 100, 1024, 4, 1000
 CUTS = (0.0, 0.75, 0.9, 0.95, 0.967)
@@ -248,31 +251,22 @@ def study_cuts(task: Task, cuts: tuple[float, ...], seeds: int) -> list[dict[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.papers.dct", description=__doc__.split("\n")[0]
+    options = read_options(
+        "dct", __doc__, seeds="of each training", quick="the shipped digits"
     )
-    shared = Path(os.environ.get("JAXMETHODS_SHARED", "../shared"))
-    parser.add_argument("--data", type=Path, default=shared / "data")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="the shipped digits")
-    parser.add_argument("--out", type=Path, help="a folder for the JSON and the plot")
-    options = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", 8)  # for the bytes, nothing runs on them
-    wall, cpu = time.perf_counter(), time.process_time()
-    if options.quick:
-        task = digits(enlarged(load_digits()), steps=100)
-        rows = study(task, settings("quick"), 1)
-        cuts = study_cuts(task, (0.0, 0.9), 1)
-    else:
-        task = digits(load_mnist(options.data / "mnist"), steps=CONVOLUTION_STEPS)
-        rows = study(task, settings("convolutions"), options.seeds)
-        cuts = study_cuts(task, CUTS, options.seeds)
-        task = sentiment(options.data / "sst2", steps=LSTM_STEPS)
-        rows += study(task, settings("LSTM"), options.seeds)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    print(f"{wall:.0f} s, {cpu:.0f} CPU s")
+    with timed():
+        if options.quick:
+            task = digits(enlarged(load_digits()), steps=100)
+            rows = study(task, settings("quick"), 1)
+            cuts = study_cuts(task, (0.0, 0.9), 1)
+        else:
+            task = digits(load_mnist(options.data / "mnist"), steps=CONVOLUTION_STEPS)
+            rows = study(task, settings("convolutions"), options.seeds)
+            cuts = study_cuts(task, CUTS, options.seeds)
+            task = sentiment(options.data / "sst2", steps=LSTM_STEPS)
+            rows += study(task, settings("LSTM"), options.seeds)
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
         content = json.dumps([*rows, *cuts], indent=1)
         (options.out / "dct.json").write_text(content + "\n")
         plot(options.out / "dct.png", rows, "ecr_paper")

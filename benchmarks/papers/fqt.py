@@ -55,10 +55,7 @@ first, when all samples have gradients of about a size, bhq has up to 1.8 times 
 variance of psq; at the end, 1/29 to 1/54.
 """
 
-import argparse
 import json
-import os
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -82,6 +79,8 @@ from jaxmethods.quantize import (
     ptq,
     qat,
 )
+
+from .command_line import read_options, timed
 
 NUM_TRAIN, BATCH_SIZE, RATE, MOMENTUM = 10_000, 128, 0.05, 0.9
 EPOCHS, DRAWS = 5, 8
@@ -317,24 +316,19 @@ def save(path: Path, found: dict[tuple[str, int | None], list[Run]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.papers.fqt", description=__doc__.split("\n")[0]
+    options = read_options(
+        "fqt",
+        __doc__,
+        data="mnist",
+        seeds="of the runs in 2 bits",
+        quick="2 bits on shipped digits",
     )
-    shared = Path(os.environ.get("JAXMETHODS_SHARED", "../shared"))
-    parser.add_argument("--data", type=Path, default=shared / "data" / "mnist")
-    parser.add_argument("--seeds", type=int, default=3, help="of the runs in 2 bits")
-    parser.add_argument("--quick", action="store_true", help="2 bits on shipped digits")
-    parser.add_argument("--out", type=Path, help="a folder for fqt.json and fqt.png")
-    options = parser.parse_args()
-    wall, cpu = time.perf_counter(), time.process_time()
-    if options.quick:
-        found = study(load_digits(), 10, (2,), 1)
-    else:
-        found = study(load_mnist(options.data), EPOCHS, BITS, options.seeds)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    print(f"{wall:.0f} s, {cpu:.0f} CPU s")
+    with timed():
+        if options.quick:
+            found = study(load_digits(), 10, (2,), 1)
+        else:
+            found = study(load_mnist(options.data), EPOCHS, BITS, options.seeds)
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
         save(options.out / "fqt.json", found)
         plot(options.out / "fqt.png", found)
 

@@ -93,11 +93,8 @@ Without the scalar the error stops at the square of the bias. With it the error 
 1 / q, that of LESS nearly: at q = 256 a quarter is bias.
 """
 
-import argparse
 import functools
 import json
-import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -120,6 +117,8 @@ from jaxmethods.sketch import (
     sparse_stack,
     srht,
 )
+
+from .command_line import read_options, timed
 
 NUM_COLUMNS, RATIOS = 16, (2, 4, 8, 16)  # d, and m over d
 NUM_IMAGES, FEWEST = 5000, 3
@@ -452,22 +451,12 @@ def save(path: Path, results: dict[str, dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.papers.less", description=__doc__.split("\n")[0]
-    )
-    shared = Path(os.environ.get("JAXMETHODS_SHARED", "../shared"))
-    parser.add_argument("--data", type=Path, default=shared / "data" / "mnist")
-    parser.add_argument("--quick", action="store_true", help="the shipped digits")
-    parser.add_argument("--out", type=Path, help="a folder for less.json and less.png")
-    options = parser.parse_args()
-    wall, cpu = time.perf_counter(), time.process_time()
-    problems = pixels(load_digits() if options.quick else load_mnist(options.data))
-    sizes = (512, 256) if options.quick else (8192, 4096)
-    results = {problem.name: study(problem, *sizes) for problem in problems}
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    print(f"\n{wall:.0f} s, {cpu:.0f} CPU s")
+    options = read_options("less", __doc__, data="mnist", quick="the shipped digits")
+    with timed():
+        problems = pixels(load_digits() if options.quick else load_mnist(options.data))
+        sizes = (512, 256) if options.quick else (8192, 4096)
+        results = {problem.name: study(problem, *sizes) for problem in problems}
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
         save(options.out / "less.json", results)
         plot(options.out / "less.png", results)
 

@@ -15,6 +15,7 @@ from ._affine import offset as offset
 from ._affine import register_linear as register_linear
 from ._affine import zeros_of as zeros_of
 from ._annotated import annotated_call as annotated_call
+from ._axis_size import axis_size as axis_size
 from ._checks import check_choice as check_choice
 from ._checks import check_floating as check_floating
 from ._checks import check_fraction as check_fraction

@@ -9,7 +9,7 @@ from jax.interpreters import ad, batching, mlir
 
 
 def materialized(x: Any) -> Any:
-    """The same floating arrays, written to memory before anything reads them, on CPUs.
+    """The same numbers, written to memory before anything reads them, on CPUs.
 
     XLA's CPU backend fuses elementwise work into whatever reads it, and repeats it
     there: once a row that reads it, once a slice, and in a chain of steps twice a step
@@ -23,7 +23,7 @@ def materialized(x: Any) -> Any:
     identity for a layer.
 
     Args:
-        x: A pytree of floating arrays.
+        x: A pytree of floating and integer arrays.
     """
     leaves, treedef = jax.tree.flatten(x)
     return treedef.unflatten(_materialize_p.bind(*leaves))
@@ -33,12 +33,30 @@ def _by_branch(*arrays: Any) -> Any:
     filled = [v for v in arrays if v.size]
     if not filled:
         return arrays
-    first = filled[0][(0,) * filled[0].ndim]
-    return jax.lax.cond(first == first, lambda *v: v, _also_identity, *arrays)
+    whole = [v for v in filled if jnp.issubdtype(v.dtype, jnp.integer)]
+    first = (whole or filled)[0][(0,) * (whole or filled)[0].ndim]
+    if whole:  # true, which XLA does not know: the other branch is never taken
+        known = jax.lax.population_count(first) <= 64
+    else:
+        known = first == first
+    return jax.lax.cond(known, lambda *v: v, _also_identity, *arrays)
 
 
 def _also_identity(*arrays: Any) -> Any:
-    return tuple(jnp.where(v == v, v, jnp.nan) for v in arrays)
+    return tuple(
+        jnp.where(v == v, v, jnp.nan)
+        if jnp.issubdtype(v.dtype, jnp.inexact)
+        else jnp.bitwise_not(v)
+        for v in arrays
+    )
+
+
+def _derivative(arrays: Any, tangents: Any) -> Any:
+    # Integers have no tangents: only what moves is written.
+    moves = [type(t) is not ad.Zero and t.dtype != jax.dtypes.float0 for t in tangents]
+    pairs = list(zip(moves, tangents, strict=True))
+    moved = iter(_materialize_p.bind(*(t for move, t in pairs if move)))
+    return _materialize_p.bind(*arrays), [next(moved) if m else t for m, t in pairs]
 
 
 def _transposed(cotangents: Any, *arrays: Any) -> Any:
@@ -50,7 +68,8 @@ _materialize_p = Primitive("materialize")
 _materialize_p.multiple_results = True
 _materialize_p.def_impl(jax.jit(lambda *v: _materialize_p.bind(*v)))
 _materialize_p.def_abstract_eval(lambda *v: v)
-ad.deflinear2(_materialize_p, _transposed)
+ad.primitive_jvps[_materialize_p] = _derivative
+ad.primitive_transposes[_materialize_p] = _transposed
 batching.primitive_batchers[_materialize_p] = lambda v, axes: (
     _materialize_p.bind(*v),
     axes,

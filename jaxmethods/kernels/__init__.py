@@ -2,31 +2,32 @@
 
 `random_bits` gives the i-th random word of a key's stream without those before it;
 `threefry_2x32` is the block cipher below it, `bit_signs` takes a word as 32 signs;
-`row_column_bits` is a cheaper source for the
-entries of a matrix, `mix_columns` of a tile of it from the `row_words`. `block_roll`
-adds blocks of rows at cyclic offsets, `block_roll_transpose` is its adjoint,
-`rolled_buckets` says where each row goes; `bucket_sum` adds rows to given buckets.
-`signed_slopes` takes rows of coefficients through pairs of lines, `interval_matmul` a
-box through a matrix; `gram_products` multiplies sums of outer products that are given
-by their factors. `round_rows` turns rows into codes by chance, `round_transformed` rows
-that a small matrix mixes first; `even_step` says how far apart their levels are,
-`round_by_chance` is the rounding alone; `reflect_rows` reflects groups of rows.
-`pack_levels` and `unpack_levels` put several codes in a byte; `integer_matmul`
-multiplies matrices of codes. `gather_rows` sums a few weighted rows, `scatter_rows` is
-its adjoint; `random_matmul` multiplies by a matrix that is drawn tile by tile,
-`random_matmul_transpose` by its transpose, `random_tile` is some of its columns;
-`walsh_hadamard` is the transform.
+`row_column_bits` is a cheaper source for the entries of a matrix, `mix_columns` of a
+tile of it from the `row_words`. `block_roll` adds blocks of rows at cyclic offsets,
+`block_roll_transpose` is its adjoint, `rolled_buckets` says where each row goes;
+`bucket_sum` adds rows to given buckets. `signed_slopes` takes rows of coefficients
+through pairs of lines, `interval_matmul` a box through a matrix; `gram_products`
+multiplies sums of outer products that are given by their factors. `round_rows` turns
+rows into codes by chance, `round_transformed` rows that a small matrix mixes first;
+`even_step` says how far apart their levels are, `round_by_chance` is the rounding
+alone; `reflect_rows` reflects groups of rows. `pack_levels` and `unpack_levels` put
+several codes in a byte; `integer_matmul` multiplies matrices of codes. `gather_rows`
+sums a few weighted rows, `scatter_rows` is its adjoint; `random_matmul` multiplies by a
+matrix that is drawn tile by tile, `random_matmul_transpose` by its transpose,
+`random_tile` is some of its columns; `walsh_hadamard` is the transform.
+
 `magnitude_of_rank` is the k-th largest without sorting; `pack_bits` and `unpack_bits`
 keep a mask in words, `count_bits` and `set_places` say how many bits are set, where.
-`bin_slots` finds what is large in its bin, as codes, `bin_signs` as signs,
-`largest_of_rows` a few entries of each row; `threshold_bits` adds vectors and masks the
-sum. `by_pieces` takes long vectors through fast memory, `finite_sum` checks them.
-`neighbour_rounds` averages with neighbours on a mesh axis, `mean_of` is its mean.
+`bin_slots` finds what is large in its bin, as codes, `bin_signs` as signs, `bin_ranks`
+as it is, `largest_of_rows` a few entries of each row; `threshold_bits` adds vectors and
+masks the sum. `by_pieces` takes long vectors through fast memory, `finite_sum` checks
+them. `neighbour_rounds` averages with neighbours on a mesh axis, `mean_of` is its mean.
 """
 
 from ._bin_slots import BYTE_BIN as BYTE_BIN
 from ._bin_slots import WORD_BIN as WORD_BIN
 from ._bin_slots import BinSlots as BinSlots
+from ._bin_slots import bin_ranks as bin_ranks
 from ._bin_slots import bin_signs as bin_signs
 from ._bin_slots import bin_slots as bin_slots
 from ._bin_slots import largest_of_rows as largest_of_rows

@@ -126,11 +126,42 @@ def bin_signs(
     return by_pieces(form, residue, gradient, unit=bin_size)
 
 
+def bin_ranks(
+    total: jax.Array,
+    gradient: jax.Array,
+    *,
+    bin_size: int,
+    scale_factor: float = 2.0,
+) -> tuple[jax.Array, jax.Array]:
+    """What passes the bar of its bin, and how far: the rule of `bin_slots`.
+
+    Args:
+        total: (n,) float32, n at least 1: G.
+        gradient: (n,) float32.
+        bin_size: consecutive entries a bin, at least 1; the last bin may be short.
+        scale_factor: 0 or more.
+
+    Returns:
+        |H| (n,), 0 where an entry does not pass, and `BinSlots.tops`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> gradient = jnp.array([4.0, -1.0, -2.0, 0.0])
+        >>> bin_ranks(gradient, gradient, bin_size=4)[0]
+        Array([8., 0., 4., 0.], dtype=float32)
+    """
+
+    def flat(total: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+        _, rank, tops = _ranked(bin_size, scale_factor, total, gradient)
+        return rank.reshape(-1)[: total.size], tops
+
+    return by_pieces(flat, total, gradient, unit=bin_size)
+
+
 def _ranked(
-    bin_size: int, scale_factor: float, residue: jax.Array, gradient: jax.Array
+    bin_size: int, scale_factor: float, total: jax.Array, gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Sums (bins, bin_size), their ranks, 0 for none, and the largest of each bin."""
-    total = residue + gradient
     pushed = jnp.abs(_in_bins(total + (scale_factor - 1) * gradient, bin_size))
     total = _in_bins(total, bin_size)
     # XLA's maximum of rows loses a NaN on CPUs; what is added here is 0 or NaN.
@@ -147,7 +178,8 @@ def _in_bins(x: jax.Array, bin_size: int) -> jax.Array:
 def _signs(
     bin_size: int, scale_factor: float, residue: jax.Array, gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    total, rank, tops = _ranked(bin_size, scale_factor, residue, gradient)
+    total = residue + gradient
+    total, rank, tops = _ranked(bin_size, scale_factor, total, gradient)
     signs = jnp.where(rank > 0, jnp.sign(total), 0).astype(jnp.int8)
     return signs.reshape(-1)[: gradient.size], tops
 
@@ -157,7 +189,8 @@ def _slots(
 ) -> tuple[jax.Array, jax.Array]:
     """The definition of codes and tops."""
     bin_size, slots, scale_factor = options
-    total, rank, tops = _ranked(bin_size, scale_factor, residue, gradient)
+    total = residue + gradient
+    total, rank, tops = _ranked(bin_size, scale_factor, total, gradient)
     height, place = largest_of_rows(rank, slots)
     value = jnp.take_along_axis(total, place, 1)
     kind = jnp.uint8 if bin_size <= BYTE_BIN else jnp.uint16

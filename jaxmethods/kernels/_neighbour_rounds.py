@@ -19,7 +19,7 @@ from jax.custom_batching import custom_vmap
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from ..core import check_choice, check_integer
+from ..core import axis_size, check_choice, check_integer
 from ._batch_axes import outputs_like
 
 _LANES = 128
@@ -81,7 +81,7 @@ def neighbour_rounds(
     check_choice(implementation, ("xla", "pallas"), "implementation")
     check_integer(num_rounds, "num_rounds", 0)
     senders = np.asarray(senders)
-    _check_senders(senders, jax.lax.axis_size(axis_name), axis_name)
+    _check_senders(senders, axis_size(axis_name, "neighbour_rounds"), axis_name)
     definition = partial(
         _permuted, axis_name=axis_name, senders=senders, num_rounds=num_rounds
     )

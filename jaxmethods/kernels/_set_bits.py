@@ -9,6 +9,8 @@ thirty-second of that: of 10^7 entries on a CPU core, 4 ms to pack the mask and 
 import jax
 import jax.numpy as jnp
 
+from ..core import materialized
+
 _WORD = 32
 _SMALL = 4096  # entries for which speed is no matter, and a short program is
 
@@ -89,34 +91,20 @@ def set_places(words: jax.Array, capacity: int) -> jax.Array:
     none = jnp.int32(_WORD * words.size)
     if not words.size:
         return jnp.full(capacity, none)
-    words = _written(words)
+    # Written to memory, or XLA repeats the work of a word, 32 bits to pack among it, in
+    # each gather that reads it.
+    words = materialized(words)
     counts = jax.lax.population_count(words).astype(jnp.int32)
     ends = jnp.cumsum(counts)
     # How many words end before each place: a histogram of the ends, summed up.
     before = jnp.zeros(capacity, jnp.int32).at[ends].add(1, mode="drop")
     number = jnp.cumsum(before)
     inside = jnp.minimum(number, words.size - 1)
-    start = _written((ends - counts)[inside])
-    word = _written(words[inside])
+    start = materialized((ends - counts)[inside])
+    word = materialized(words[inside])
     rank = jnp.arange(capacity, dtype=jnp.int32) - start
     place = _WORD * inside + _bit_of_rank(word, rank)
-    return _written(jnp.where(number < words.size, place, none))
-
-
-def _written(x: jax.Array) -> jax.Array:
-    """The same integers, which CPUs write to memory before anything reads them.
-
-    XLA would repeat the work of a number in each gather that reads it, 32 bits to pack
-    among it. It does not fuse across a branch that it cannot foresee.
-    """
-    if not x.size:
-        return x
-    return jax.lax.platform_dependent(x, cpu=_by_branch, default=lambda x: x)
-
-
-def _by_branch(x: jax.Array) -> jax.Array:
-    bits = jax.lax.population_count(x[0])
-    return jax.lax.cond(bits <= _WORD, lambda x: x, jnp.bitwise_not, x)
+    return materialized(jnp.where(number < words.size, place, none))
 
 
 def _bit_of_rank(word: jax.Array, rank: jax.Array) -> jax.Array:

@@ -5,8 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core import check_floating, check_integer
-from ._exchange import axis_size
+from ..core import axis_size, check_floating, check_integer
 from ._index_codes import Int32Places
 from ._selectors import Selection
 
@@ -51,7 +50,7 @@ def cut_gather(
         Gupta et al. 2020, arXiv:2010.08899, section 3.2.
     """
     x = check_floating(x, "x")
-    axis_size(axis_name)
+    axis_size(axis_name, "cut_gather")
     room = min(check_integer(capacity, "capacity", 1), x.size)
     flat = x.reshape(-1)
     size = jax.lax.stop_gradient(jnp.abs(flat))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ..core import vary_as
+from ..core import axis_size, vary_as
 from ._codec import Codec, add_decoded, decode
 
 
@@ -51,7 +51,7 @@ def exchange(codec: Codec, axis_name: Any) -> optax.GradientTransformation:
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        workers = axis_size(axis_name)
+        workers = axis_size(axis_name, "update")
         message, state = codec.encode(state, updates)
         mean = decoded_mean(codec, gather(message, axis_name), workers)
         return in_dtypes_of(mean, updates), each_its_own(state, axis_name)
@@ -84,7 +84,7 @@ def mean_exchange(axis_name: Any) -> optax.GradientTransformation:
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        axis_size(axis_name)
+        axis_size(axis_name, "update")
         return jax.lax.pmean(updates, axis_name), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
@@ -97,17 +97,6 @@ def each_its_own(state: Any, axis_name: Any) -> Any:
     except NameError:  # outside; the state comes in stacked
         return state
     return jax.tree.map(lambda x: vary_as(x, worker), state)
-
-
-def axis_size(axis_name: Any) -> int:
-    """The workers on an axis; NameError with a hint where it is not bound."""
-    try:
-        return jax.lax.axis_size(axis_name)
-    except NameError as error:
-        raise NameError(
-            f"the axis {axis_name!r} is not bound here; call update inside shard_map, "
-            f"pmap or vmap(axis_name={axis_name!r})."
-        ) from error
 
 
 def gather(tree: Any, axis_name: Any) -> Any:

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from ._codec import Codec
-from ._exchange import axis_size, each_its_own, in_dtypes_of
-from ._graphs import Graph
+from ._exchange import each_its_own, in_dtypes_of
+from ._graphs import Graph, check_workers
 
 
 def graph_exchange(
@@ -62,13 +62,7 @@ def graph_exchange(
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        workers = axis_size(axis_name)
-        if workers != graph.num_workers:
-            raise ValueError(
-                f"the graph is of {graph.num_workers} workers and the axis "
-                f"{axis_name!r} of {workers}; wanted the same: make a graph of "
-                f"{workers}."
-            )
+        check_workers(graph, axis_name, "update")
         message, state = codec.encode(state, updates)
         total = codec.decode(message)
         for column in senders.T:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..core import check_choice, describe, is_concrete
+from ..core import axis_size, check_choice, describe, is_concrete
 from ._permutations import as_permutations
 
 _WEIGHTS = ("uniform", "metropolis", "in_degree")
@@ -179,6 +179,16 @@ def spectral_gap(graph: Graph) -> float:
         matrix = mixing_matrix(graph, step) @ matrix
     values = np.linalg.svd(matrix, compute_uv=False)
     return float(1 - values[1]) if len(values) > 1 else 1.0
+
+
+def check_workers(graph: Graph, axis_name: Any, caller: str) -> None:
+    """Raises unless an axis is bound and has as many workers as a graph."""
+    workers = axis_size(axis_name, caller)
+    if graph.num_workers != workers:
+        raise ValueError(
+            f"the graph is of {graph.num_workers} workers and the axis {axis_name!r} "
+            f"of {workers}; wanted the same: make a graph of {workers}."
+        )
 
 
 def _as_send(send: Any) -> np.ndarray:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from ..core import check_choice, describe
+from ..core import axis_size, check_choice, describe
 
 
 def modulo_layer(
@@ -53,13 +53,7 @@ def modulo_layer(
         Learning", arXiv:2112.15317; Krizhevsky 2014, arXiv:1404.5997 (schemes A to C).
     """
     check_choice(scheme, ("A", "B", "C"), "scheme")
-    try:
-        members = jax.lax.axis_size(axis_name)
-    except NameError as error:
-        raise NameError(
-            f"the axis {axis_name!r} is not bound here; call modulo_layer inside "
-            f"shard_map over a mesh with that axis."
-        ) from error
+    members = axis_size(axis_name, "modulo_layer")
     if scheme == "A":
         return _own(fn(jax.lax.all_gather(h, axis_name, tiled=True)), axis_name)
     if scheme == "B":

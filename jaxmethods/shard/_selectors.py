@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core import check_fraction, check_integer, check_nonnegative
-from ..kernels import by_pieces, magnitude_of_rank
+from ..kernels import bin_ranks, magnitude_of_rank
 
 
 class Selection(NamedTuple):
@@ -222,21 +222,13 @@ class LocalBins:
         self, memory: Any, gradient: jax.Array, total: jax.Array
     ) -> tuple[Selection, Any]:
         """All that is at least its bin's bar."""
-        size = min(self.bin_size, total.size)
-
-        def largest(piece: jax.Array) -> jax.Array:
-            bins = jnp.pad(piece, (0, -piece.size % size)).reshape(-1, size)
-            return jnp.abs(bins).max(1)
-
-        tops = by_pieces(largest, total, unit=size)
-        bars = jnp.broadcast_to(tops[:, None], (tops.size, size))
-        bars = bars.reshape(-1)[: total.size]
-
-        def rank() -> jax.Array:
-            return jnp.abs(total + (self.scale_factor - 1) * gradient)
-
-        mask = (rank() >= bars) & (total != 0)
-        return Selection(mask, rank, tops.mean()), memory
+        rank, tops = bin_ranks(
+            total,
+            gradient,
+            bin_size=min(self.bin_size, total.size),
+            scale_factor=self.scale_factor,
+        )
+        return Selection(rank > 0, lambda: rank, tops.mean()), memory
 
     def capacity(self, size: int) -> int:
         """The slots of all bins."""

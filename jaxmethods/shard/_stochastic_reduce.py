@@ -8,7 +8,7 @@ import numpy as np
 
 from ..core import check_integer, describe, is_concrete
 from ..kernels import neighbour_rounds
-from ._graphs import Graph, mixing_matrix
+from ._graphs import Graph, check_workers, mixing_matrix
 
 
 def stochastic_reduce(
@@ -63,7 +63,7 @@ def stochastic_reduce(
     References:
         Kadav and Kruus 2016, arXiv:1612.08608.
     """
-    _check_axis(axis_name, graph)
+    check_workers(graph, axis_name, "stochastic_reduce")
     check_integer(num_rounds, "num_rounds", 1)
     jax.tree_util.tree_map_with_path(_check_leaf, tree)
     step = _as_step(step)
@@ -147,19 +147,4 @@ def _check_leaf(path: Any, x: Any) -> None:
         raise TypeError(
             f"the leaf at tree{jax.tree_util.keystr(path)} is {describe(x)}, which has "
             "no mean of its dtype; wanted floating leaves: leave it out, or cast it."
-        )
-
-
-def _check_axis(axis_name: Any, graph: Graph) -> None:
-    try:
-        workers = jax.lax.axis_size(axis_name)
-    except NameError as error:
-        raise NameError(
-            f"the axis {axis_name!r} is not bound here; call stochastic_reduce inside "
-            f"shard_map, pmap or vmap(axis_name={axis_name!r})."
-        ) from error
-    if graph.num_workers != workers:
-        raise ValueError(
-            f"the graph is of {graph.num_workers} workers and the axis {axis_name!r} "
-            f"of {workers}; wanted the same: make a graph of {workers}."
         )

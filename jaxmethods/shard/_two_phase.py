@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from ..core import check_integer
+from ..core import axis_size, check_integer
 from ._codec import Codec, check_gradients, zeros_like_gradients
-from ._exchange import axis_size, decoded_mean, each_its_own, gather, in_dtypes_of
+from ._exchange import decoded_mean, each_its_own, gather, in_dtypes_of
 
 
 class TwoPhaseState(NamedTuple):
@@ -76,7 +76,7 @@ def two_phase_exchange(
         updates: Any, state: Any, params: Any = None
     ) -> tuple[Any, TwoPhaseState]:
         del params
-        workers = axis_size(axis_name)
+        workers = axis_size(axis_name, "update")
         if workers != num_workers:
             raise ValueError(
                 f"num_workers is {num_workers} and the axis {axis_name!r} has {workers}"

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmethods.shard import Candidate, auto, dense, int8, nbytes, wire
+from jaxmethods.shard import Candidate, auto, int8, nbytes, wire
 
 from .test_codec import SHAPES
 from .test_exchange import WORKERS, over_workers, stacked
@@ -95,4 +95,3 @@ def test_errors():
         chosen(1.0, candidates={})
     with pytest.raises(TypeError, match="wanted a floating dtype"):
         auto({"w": jnp.ones(3, int)}, "i", num_workers=2, bandwidth=1.0)
-    assert dense().init(GRADIENTS).error is None
