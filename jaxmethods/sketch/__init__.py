@@ -10,9 +10,11 @@ row of A weighs.
 `SparseRows`, `SparseColumns`, `BlockRoll` and `Hadamard` are operators whose entries
 are given, `walsh_hadamard` the transform below the last. All operators are pytrees S
 with `S @ A`, `S.T @ Y`, `S1 @ S2`, `S.shape`, `S.dense()`, `S.columns(start, size)`
-(what a shard of the rows of A applies before one psum) and `S.debias(d)` (the scalar
-that multiplies inv((S A)^T S A)). `tree` sketches a pytree, `apply_sharded` a matrix
-whose rows lie on a mesh.
+(what a shard of the rows of A applies before one psum) and `S.debias(d)`, the scalar
+that multiplies `inv((S A)^T S A)`; with a ridge it is
+`inv((S A)^T S A / S.debias(e) + ridge I)` at the effective dimension e, as
+`inverse_gram` does it. `tree` sketches a pytree, `apply_sharded` a matrix whose rows
+lie on a mesh, of which `S @ A` may gather all on each device.
 
 What they are for: `inverse_gram` estimates inv(A^T A) without bias, `newton_sketch` and
 `scale_by_newton_sketch` (for optax) step along it; `lstsq` solves least squares to full

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ..core import check_integer, describe
 from ..kernels import block_roll, block_roll_transpose, rolled_buckets
-from ._operator import check_window, dense, matmul, transpose
+from ._operator import check_window, dense, matmul, refuse_right, transpose
 from ._sparse_columns import SparseColumns
 from ._stacks import debias_stack
 
@@ -63,7 +63,8 @@ class BlockRoll:
         if len(sign.shape) != 1 or len(offset.shape) != 1:
             raise ValueError(
                 f"sign is {describe(sign)} and offset {describe(offset)}; wanted a "
-                f"sign a column and an offset a block of {rows} columns."
+                f"sign a column and an offset a block of {rows} columns (of a batch of "
+                f"operators each has them: use jax.vmap)."
             )
         if offset.shape[0] * rows < sign.shape[0]:
             raise ValueError(
@@ -121,5 +122,7 @@ class BlockRoll:
         return SparseColumns(bucket, self.sign[None], rows)
 
     __matmul__ = matmul
+    __rmatmul__ = refuse_right
+    __array_ufunc__ = None
     T = property(transpose)
     dense = dense

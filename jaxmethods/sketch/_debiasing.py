@@ -7,6 +7,10 @@ dense enough. Its reciprocal, for A with d columns:
 - independent entries, or enough of them a row: m - d over m, to O(1 / m);
 - normal entries: m - d - 1 over m, exactly (Wishart);
 - m of N rows of a random orthogonal matrix: N (m - d - 1) over m (N - d - 1), exactly.
+
+With a ridge, which no sketch makes larger, the scalar divides the Gram alone, and d is
+the effective dimension e, the trace of `A^T A inv(A^T A + ridge I)`:
+`inv((S A)^T S A / S.debias(e) + ridge I)`. `inverse_gram` measures e on the sketch.
 """
 
 from typing import Any

@@ -13,6 +13,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from ..core import materialized
 from ..kernels import random_bits
 
 _CHILDREN = 256
@@ -50,7 +51,9 @@ def draw_indices(
         target = _uniform(key, counter, 2 * depth, total.dtype) * total
         # Rounding must not reach the total, or a child beyond the last were drawn.
         target = jnp.minimum(target, jnp.nextafter(total, jnp.zeros_like(total)))
-        node = _first_above(sums, node, target) * sums.shape[1] + node
+        # Or XLA enciphers the words again at every comparison with the target.
+        child = _first_above(sums, node, materialized(target))
+        node = materialized(child * sums.shape[1] + node)
     return jnp.minimum(node, len(scores) - 1)
 
 

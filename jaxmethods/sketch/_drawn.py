@@ -7,7 +7,15 @@ import jax
 import jax.numpy as jnp
 
 from ..core import check_key
-from ._operator import check_sketch_shape, check_window, dense, matmul, transpose
+from ._operator import (
+    check_one,
+    check_sketch_shape,
+    check_window,
+    dense,
+    matmul,
+    refuse_right,
+    transpose,
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,7 @@ class Drawn:
     @property
     def shape(self) -> tuple[int, int]:
         """(m, n)."""
+        check_one(self.start, self)
         return self.num_rows, self.num_columns
 
     def columns(self, start: Any, size: int) -> Self:
@@ -41,10 +50,12 @@ class Drawn:
         Returns:
             The operator of shape (m, size).
         """
-        first = self.start + check_window(start, size, self.num_columns)
+        first = self.start + check_window(start, size, self.shape[1])
         return replace(self, start=first, num_columns=size)
 
     __matmul__ = matmul
+    __rmatmul__ = refuse_right
+    __array_ufunc__ = None
     T = property(transpose)
     dense = dense
 

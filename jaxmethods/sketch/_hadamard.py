@@ -11,7 +11,14 @@ from .. import kernels
 from ..core import check_floating, describe
 from ._debiasing import debias_orthogonal
 from ._linear import linear_apply
-from ._operator import check_window, dense, matmul, transpose
+from ._operator import (
+    check_one,
+    check_window,
+    dense,
+    matmul,
+    refuse_right,
+    transpose,
+)
 from ._sparse_operand import add_columns
 
 
@@ -100,7 +107,8 @@ class Hadamard:
         if sign.shape != (self.num_columns,) or len(rows.shape) != 1:
             raise ValueError(
                 f"sign is {describe(sign)} and rows {describe(rows)}; wanted a sign "
-                f"for each of {self.num_columns} columns, and a vector of row numbers."
+                f"for each of {self.num_columns} columns, and a vector of row numbers "
+                f"(of a batch of operators each has them: use jax.vmap)."
             )
         return rows.shape[0], self.num_columns
 
@@ -129,7 +137,10 @@ class Hadamard:
         return self._whole().columns(start, size)
 
     def debias(self, d: Any) -> Any:
-        """N (m - d - 1) / (m (N - d - 1)), which holds for distinct rows."""
+        """N (m - d - 1) / (m (N - d - 1)), which holds for distinct rows.
+
+        With a ridge it divides the sketched Gram, as in `inverse_gram`.
+        """
         return self._whole().debias(d)
 
     def _whole(self) -> "HadamardWindow":
@@ -137,6 +148,8 @@ class Hadamard:
         return HadamardWindow(self.sign, self.rows, jnp.zeros((), jnp.int32), length)
 
     __matmul__ = matmul
+    __rmatmul__ = refuse_right
+    __array_ufunc__ = None
     T = property(transpose)
     dense = dense
 
@@ -165,6 +178,7 @@ class HadamardWindow:
     @property
     def shape(self) -> tuple[int, int]:
         """(m, size)."""
+        check_one(self.start, self)
         return self.rows.shape[0], self.sign.shape[0]
 
     def apply(self, matrix: jax.Array) -> jax.Array:
@@ -223,8 +237,11 @@ class HadamardWindow:
         return HadamardWindow(sign, self.rows, self.start + first, self.length)
 
     def debias(self, d: Any) -> Any:
-        """N (m - d - 1) / (m (N - d - 1)), which multiplies inv((S A)^T S A)."""
-        return debias_orthogonal(self.rows.shape[0], self.length, d)
+        """N (m - d - 1) / (m (N - d - 1)), which multiplies inv((S A)^T S A).
+
+        With a ridge it divides the sketched Gram, as in `inverse_gram`.
+        """
+        return debias_orthogonal(self.shape[0], self.length, d)
 
     def _block(self) -> tuple[int, jax.Array]:
         """The length B of a block, and where in its block the first column stands."""
@@ -254,6 +271,8 @@ class HadamardWindow:
         return (1 - 2 * odd).astype(dtype)[:, None]
 
     __matmul__ = matmul
+    __rmatmul__ = refuse_right
+    __array_ufunc__ = None
     T = property(transpose)
     dense = dense
 

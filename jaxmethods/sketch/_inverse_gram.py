@@ -1,6 +1,7 @@
 """The inverse of a Gram matrix from a sketch, without the bias of inversion."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from ..core import (
     is_concrete,
 )
 from ._matrices import check_finite, check_matrix, in_float32, product, seen_finite
+from ._operator import check_sketch_shape
 from ._random_entries import gaussian, rademacher
 from ._row_sampling import less, less_uniform, sample_rows
 from ._scores import approximate_leverage_scores
@@ -68,7 +70,7 @@ def inverse_gram(
             "gaussian", "rademacher", or "less_uniform", which is nearly unbiased only
             where no row stands out.
         workers: q, independent sketches to average.
-        ridge: scalar, 0 or more; may be traced.
+        ridge: scalar, 0 or more; may be traced. Its derivative at 0 is NaN.
         axis_name: inside `jax.shard_map`, the mesh axis over which the rows of A are
             split: one psum of (m, d) a worker, and one of a sketch for the scores of
             "less", n of which are gathered.
@@ -107,23 +109,56 @@ def inverse_gram(
     matrix = check_matrix(A, "A")
     check_finite(matrix, matrix, "A")
     check_choice(family, FAMILIES, "family")
+    check_sketch_shape(m, len(matrix))
     check_integer(workers, "workers", 1)
     check_nonnegative(ridge, "ridge")
-    scoring, drawing = jax.random.split(key)
-    draw = sketcher(scoring, in_float32(matrix), m, family, ridge, axis_name)
-    if worker_axis_name is not None:
-        drawing = jax.random.fold_in(drawing, jax.lax.axis_index(worker_axis_name))
-    roots = jax.vmap(draw)(jax.random.split(drawing, workers))
-    mean = jax.vmap(_inverse_of_root)(roots).mean(0)
+    mean = _mean(
+        key,
+        in_float32(matrix),
+        known_ridge(ridge),
+        m=m,
+        family=family,
+        workers=workers,
+        axis_name=axis_name,
+        worker_axis_name=worker_axis_name,
+    )
     if not seen_finite(mean):
         raise ValueError(
             f"A is {describe(matrix)} with columns that depend on each other, so that "
             f"its Gram matrix has no inverse; wanted independent ones: drop some, or "
             f"give a ridge."
         )
-    if worker_axis_name is not None:
-        mean = jax.lax.pmean(mean, worker_axis_name)
     return mean.astype(matrix.dtype)
+
+
+# Jitted, or outside of jit its loops were compiled anew at every call.
+@partial(
+    jax.jit,
+    static_argnames=("m", "family", "workers", "axis_name", "worker_axis_name"),
+)
+def _mean(
+    key: jax.Array,
+    A: jax.Array,
+    ridge: Any,
+    *,
+    m: int,
+    family: str,
+    workers: int,
+    axis_name: Any,
+    worker_axis_name: Any,
+) -> jax.Array:
+    scoring, drawing = jax.random.split(key)
+    draw = sketcher(scoring, A, m, family, ridge, axis_name)
+    if worker_axis_name is not None:
+        drawing = jax.random.fold_in(drawing, jax.lax.axis_index(worker_axis_name))
+    roots = jax.vmap(draw)(jax.random.split(drawing, workers))
+    mean = jax.vmap(_inverse_of_root)(roots).mean(0)
+    return mean if worker_axis_name is None else jax.lax.pmean(mean, worker_axis_name)
+
+
+def known_ridge(ridge: Any) -> Any:
+    """The ridge, or None where it is known to be 0."""
+    return None if is_concrete(ridge) and not ridge else ridge
 
 
 def sketcher(
@@ -136,7 +171,7 @@ def sketcher(
         A: float32 or float64 (n, d).
         m: rows of the sketch.
         family: one of `FAMILIES`.
-        ridge: scalar, 0 or more.
+        ridge: scalar, 0 or more, or None.
         axis_name: the mesh axis over which the rows of A are split, or None.
 
     Returns:
@@ -149,12 +184,16 @@ def sketcher(
     draws = max(2, min(d, _MOST_DRAWS))  # a single one has no scalar
     scores: Any = None
     if family in ("less", "sample_rows"):
-        scores = approximate_leverage_scores(key, A, ridge=ridge, axis_name=axis_name)
+        own = 0.0 if ridge is None else ridge
+        scores = approximate_leverage_scores(key, A, ridge=own, axis_name=axis_name)
         if axis_name is not None:
             scores = jax.lax.all_gather(scores, axis_name, tiled=True)
         total = scores.sum()
         total = jnp.where(total == 0, 1, total)  # of a matrix of zeros
         scores = 0.9 * scores / total + 0.1 / n  # none is far too small
+        # For any scores the mean is the inverse, so its derivative needs none of them;
+        # that of the weights, without that of the draws, has a bias.
+        scores = jax.lax.stop_gradient(scores)
 
     def operator(key: jax.Array) -> Any:
         if family == "less":
@@ -169,7 +208,7 @@ def sketcher(
         S = operator(key)
         scalar = S.debias(d)  # raises where there is none
         R = jnp.linalg.qr(apply_rows(S, A, axis_name), mode="r")
-        if is_concrete(ridge) and not ridge:
+        if ridge is None:
             return R * scalar**-0.5
         scalar = S.debias(_effective_dimension(R, S.debias, ridge))
         root = jnp.sqrt(jnp.asarray(ridge, R.dtype)) * jnp.eye(d, dtype=R.dtype)

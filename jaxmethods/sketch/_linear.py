@@ -11,6 +11,7 @@ the primitive is linear, and the operator of the entries' absolute values.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -117,16 +118,21 @@ def _batch(operands, dims, **params):
         flat = wide.reshape(rows, math.prod(columns))
         out = _apply_p.bind(*arrays, flat, **params)
         return out.reshape(len(out), *columns), 2
-    # One operator after the other: a loop with batched places would turn to scatters.
-    mapped = [i for i, dim in enumerate(dims) if dim is not None]
+    mapped = tuple(i for i, dim in enumerate(dims) if dim is not None)
+    many = [jnp.moveaxis(operands[i], dims[i], 0) for i in mapped]
+    return _each(many, operands, mapped=mapped, **params), 0
+
+
+# Jitted, or outside of jit the loop were compiled anew at every call.
+@partial(jax.jit, static_argnames=("mapped", "form", "transposed"))
+def _each(many: Any, shared: Any, *, mapped: tuple[int, ...], **params: Any) -> Any:
+    """One operator after the other: batched places would make scatters."""
 
     def one(slices):
         each = dict(zip(mapped, slices, strict=True))
-        return _apply_p.bind(
-            *(each.get(i, x) for i, x in enumerate(operands)), **params
-        )
+        return _apply_p.bind(*(each.get(i, x) for i, x in enumerate(shared)), **params)
 
-    return jax.lax.map(one, [jnp.moveaxis(operands[i], dims[i], 0) for i in mapped]), 0
+    return jax.lax.map(one, many)
 
 
 def _absolute(node: Node, power: int) -> Callable[[Any], list[jax.Array]]:

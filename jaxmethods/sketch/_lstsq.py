@@ -7,6 +7,7 @@ a residual that was computed afresh, which makes the result as accurate as that 
 decomposition.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,8 @@ import jax.numpy as jnp
 from jax.scipy.sparse.linalg import cg
 
 from ..core import check_floating, check_key, describe, vary_as
-from ._matrices import check_finite, check_matrix, in_float32, product, reciprocals
+from ._matrices import check_matrix, in_float32, product, reciprocals, refuse_unless
+from ._operator import check_unsharded
 from ._sharded_rows import apply_rows, num_rows, total
 from ._sparse_stack import sparse_stack
 
@@ -58,13 +60,13 @@ def lstsq(
 
     Returns:
         `Solution(x, residual, error, rank)` in the dtype A and b promote to; computed
-        in float32 or wider. Under `jit` it is NaN where A or b is not finite; outside,
-        each call compiles its iterations anew.
+        in float32 or wider. Under `jit` it is NaN where A or b is not finite.
 
     Raises:
         TypeError: `key` is not a typed key, or A or b is not floating.
         ValueError: A is no matrix, empty or wider than tall; b does not have n
-            entries; A or b, where concrete, has entries that are not finite.
+            entries; A or b, where concrete, has entries that are not finite, or is
+            sharded over Explicit mesh axes.
 
     Complexity:
         2 n d flops a read of A, of which there are about 60 in float64 and 35 in
@@ -86,11 +88,22 @@ def lstsq(
     """
     check_key(key)
     A, b, dtype = _check(A, b, axis_name)
+    (x, residual, error, rank), finite = _solve(key, A, b, axis_name=axis_name)
+    for value, source, name in zip(finite, (A, b), "Ab", strict=True):
+        refuse_unless(value, source, name)
+    x, residual, error = (v.astype(dtype) for v in (x, residual, error))
+    return Solution(x, residual, error, rank)
+
+
+# Jitted, or outside of jit its loops were compiled anew at every call.
+@partial(jax.jit, static_argnames="axis_name")
+def _solve(
+    key: jax.Array, A: jax.Array, b: jax.Array, *, axis_name: Any
+) -> tuple[Solution, list[jax.Array]]:
+    """The solution, and whether A and b are finite."""
     constants = jax.lax.stop_gradient((A, b))
-    sketched, sketched_b = _sketch(key, *constants, axis_name=axis_name)
-    check_finite(sketched, A, "A")
-    check_finite(sketched_b, b, "b")
-    N, x, rank = _precondition(sketched, sketched_b)
+    sketched = _sketch(key, *constants, axis_name=axis_name)
+    N, x, rank = _precondition(*sketched)
 
     def pull(A: jax.Array, N: jax.Array, rows: jax.Array) -> jax.Array:
         """(A N)^T rows."""
@@ -116,13 +129,15 @@ def lstsq(
     left = b - product(A, x)
     residual = jnp.sqrt(total((left**2).sum(), axis_name))
     error = jax.lax.stop_gradient(jnp.linalg.norm(pull(A, N, left)))
-    x, residual, error = (v.astype(dtype) for v in (x, residual, error))
-    return Solution(x, residual, error, rank)
+    finite = [jnp.isfinite(value).all() for value in sketched]
+    return Solution(x, residual, error, rank), finite
 
 
 def _check(A: Any, b: Any, axis_name: Any) -> tuple[jax.Array, jax.Array, Any]:
     """A and b in one dtype, float32 or wider, and the dtype of the results."""
     A, b = check_matrix(A, "A"), check_floating(b, "b")
+    check_unsharded(A, "A")
+    check_unsharded(b, "b")
     if b.shape != A.shape[:1]:
         raise ValueError(
             f"b is {describe(b)} and A {describe(A)}; wanted b of shape {A.shape[:1]} "

@@ -21,7 +21,12 @@ def check_matrix(matrix: Any, name: str) -> jax.Array:
 
 def check_finite(value: jax.Array, source: jax.Array, name: str) -> None:
     """Raises ValueError where a value made of `source` is seen not to be finite."""
-    if not seen_finite(value):
+    refuse_unless(jnp.isfinite(value).all(), source, name)
+
+
+def refuse_unless(finite: jax.Array, source: jax.Array, name: str) -> None:
+    """Raises ValueError where it is seen that `source` is not finite."""
+    if is_concrete(finite) and not finite:
         raise ValueError(
             f"{name} is {describe(source)} with entries that are not finite; wanted "
             f"finite ones: drop or fill the rows that hold NaN or infinity."

@@ -1,6 +1,8 @@
 """Newton's method with a Hessian that is sketched anew at every step."""
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,13 +13,15 @@ from jax.scipy.linalg import solve_triangular
 
 from ..core import (
     check_choice,
+    check_floating,
     check_integer,
     check_key,
     check_nonnegative,
     describe,
 )
-from ._inverse_gram import FAMILIES, sketcher
-from ._matrices import check_matrix, in_float32
+from ._inverse_gram import FAMILIES, known_ridge, sketcher
+from ._matrices import check_matrix, in_float32, seen_finite
+from ._operator import check_sketch_shape
 
 
 class NewtonSketchState(NamedTuple):
@@ -75,10 +79,11 @@ def newton_sketch(
         fn: params -> scalar, the objective, its ridge term included.
         root: params -> floating (n, d), a matrix B whose Gram is the Hessian without
             the ridge; d numbers in params, in the order of
-            `jax.flatten_util.ravel_pytree` (that of sorted keys in a dict). For a sum
-            of losses of A @ x: the rows of A, each times the root of its loss's second
-            derivative; for a mean over n rows all that over sqrt(n). Without a ridge
-            of full column rank, or params are NaN.
+            `jax.flatten_util.ravel_pytree` (that of sorted keys in a dict). Or a
+            pytree like params, of leaves (n, *shape), as `jax.jacobian` of n residuals
+            returns. For a sum of losses of A @ x: the rows of A, each times the root
+            of its loss's second derivative; for a mean over n rows all that over
+            sqrt(n). Without a ridge of full column rank.
         params: pytree of floating leaves, the start.
         m: rows of a sketch, above d; 4 d or more. An int, static under `jit`.
         num_steps: steps, at least 1, static. For the params after each step scan
@@ -90,16 +95,18 @@ def newton_sketch(
             `root` gives those of this device, `fn` the objective of all (a psum).
 
     Returns:
-        `Minimum(params, decrement)`.
+        `Minimum(params, decrement)`. Under `jit` params are NaN where the root has a
+        column of zeros; other columns that depend on each other make steps huge.
 
     Raises:
         TypeError: `key` is not a typed key, or the root is not floating.
         ValueError: the root is no matrix with a column a parameter; m is too small; the
             family is unknown or has no scalar; num_steps is below 1; ridge, where
-            concrete, is negative or NaN.
+            concrete, is negative or NaN; params, where concrete, come out not finite.
 
     Complexity:
         A step: one gradient, one root, and what `inverse_gram` costs without inverting.
+        Outside of `jit` each call compiles its steps anew.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -128,6 +135,13 @@ def newton_sketch(
 
     start = params, method.init(params)
     (params, _), decrement = jax.lax.scan(step, start, length=num_steps)
+    if not all(seen_finite(leaf) for leaf in jax.tree.leaves(params)):
+        raise ValueError(
+            f"params are not finite after {num_steps} steps; wanted a root(params) "
+            f"without columns that depend on each other: drop some, or give a ridge; "
+            f"and a start from which full steps converge: start nearer, or scan "
+            f"scale_by_newton_sketch with a line search."
+        )
     return Minimum(params, decrement)
 
 
@@ -149,7 +163,7 @@ def scale_by_newton_sketch(
     Args:
         key: scalar typed key; each update splits it.
         root: params -> floating (n, d), a matrix whose Gram is the Hessian without the
-            ridge.
+            ridge, or a pytree of its columns.
         m: rows of a sketch, above d.
         family: as in `inverse_gram`.
         ridge: scalar, 0 or more.
@@ -164,7 +178,8 @@ def scale_by_newton_sketch(
         TypeError: `key` is not a typed key; in `update`: the root is not floating.
         ValueError: the family is unknown; ridge, where concrete, is negative or NaN;
             in `update`: params are missing, the root is no matrix with a column a
-            parameter, m is too small, or the family has no scalar.
+            parameter, or, where concrete, has columns that are seen to depend on each
+            other; m is too small, or the family has no scalar.
 
     Complexity:
         An update: one root, and what `inverse_gram` costs without inverting.
@@ -197,21 +212,61 @@ def scale_by_newton_sketch(
                 "optimizer.update(gradients, state, params)."
             )
         gradient, unravel = ravel_pytree(updates)
-        matrix = _check_root(root(params), len(gradient))
-        following, scoring, drawing = jax.random.split(state.key, 3)
-        draw = sketcher(scoring, in_float32(matrix), m, family, ridge, axis_name)
-        R = draw(drawing)
-        half = solve_triangular(R, gradient.astype(R.dtype), trans=1)
-        direction = (1 - len(gradient) / m) * solve_triangular(R, half)
-        decrement = (0.5 * half @ half).astype(state.decrement.dtype)
-        state = NewtonSketchState(following, decrement)
+        matrix = _check_root(root(params), params, len(gradient))
+        check_sketch_shape(m, len(matrix))
+        wide, given = in_float32(matrix), known_ridge(ridge)
+        options = dict(m=m, family=family, axis_name=axis_name)
+        following, direction, decrement = _step(
+            state.key, wide, gradient, given, **options
+        )
+        if seen_finite(gradient) and not seen_finite(direction):
+            raise ValueError(
+                f"root(params) is {describe(matrix)} with columns that depend on each "
+                f"other, or not finite, so that its Gram matrix has no inverse; wanted "
+                f"independent ones: drop some, or give a ridge."
+            )
+        state = NewtonSketchState(following, decrement.astype(state.decrement.dtype))
         return unravel(direction.astype(gradient.dtype)), state
 
     return optax.GradientTransformation(init, update)
 
 
-def _check_root(matrix: Any, num_params: int) -> jax.Array:
-    matrix = check_matrix(matrix, "root(params)")
+@partial(jax.jit, static_argnames=("m", "family", "axis_name"))
+def _step(
+    key: jax.Array,
+    root: jax.Array,
+    gradient: jax.Array,
+    ridge: Any,
+    *,
+    m: int,
+    family: str,
+    axis_name: Any,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The next key, (1 - d / m) inv(H) g, and half of g^T inv(H) g."""
+    following, scoring, drawing = jax.random.split(key, 3)
+    R = sketcher(scoring, root, m, family, ridge, axis_name)(drawing)
+    half = solve_triangular(R, gradient.astype(R.dtype), trans=1)
+    direction = (1 - len(gradient) / m) * solve_triangular(R, half)
+    return following, direction, 0.5 * half @ half
+
+
+def _check_root(root: Any, params: Any, num_params: int) -> jax.Array:
+    """The matrix, or that of a pytree of its columns, a column for each parameter."""
+    parts, form = jax.tree.flatten(root)
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
+    if form == jax.tree.structure(params) and shapes:
+        rows = jnp.shape(parts[0])[:1]
+        if [jnp.shape(part) for part in parts] == [(*rows, *s) for s in shapes]:
+            columns = [check_floating(part, "root(params)") for part in parts]
+            columns = [x.reshape(*rows, math.prod(x.shape[1:])) for x in columns]
+            root = jnp.concatenate(columns, axis=1)
+    if not jax.tree_util.all_leaves([root]):
+        raise ValueError(
+            f"root(params) has leaves {[describe(part) for part in parts]} and params "
+            f"those of shapes {shapes}; wanted one matrix, or a pytree like params "
+            f"with leaves of shapes (n, *shape)."
+        )
+    matrix = check_matrix(root, "root(params)")
     if matrix.shape[1] != num_params:
         raise ValueError(
             f"root(params) is {describe(matrix)} and params hold {num_params} numbers; "

@@ -4,15 +4,18 @@ A family is one small file: a frozen dataclass registered as a pytree, its `shap
 two plain functions of a matrix (`apply`, `apply_transpose`), `columns`, `debias`, and
 
     __matmul__ = matmul
+    __rmatmul__ = refuse_right
+    __array_ufunc__ = None
     T = property(transpose)
     dense = dense
 
 which give it `S @ A`, `S1 @ S2`, `S.T @ Y` and `S.dense()` with checks, dtypes,
-derivatives and batching.
+derivatives and batching, and `A @ S` an error that says how to write it (the third line
+lets numpy's arrays come to it).
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -72,10 +75,14 @@ class SlicedOperator(LinearOperator, Protocol):
 def matmul(operator: LinearOperator, other: Any) -> Any:
     """`S @ A` for a vector or matrix A, or the operator `S1 @ S2`.
 
+    Where the rows of A are split over Auto mesh axes, what is sent is left to XLA: for
+    `sparse_stack` and `srht` every device gathers all of A. `apply_sharded` inside
+    `jax.shard_map` sends (m, d) numbers.
+
     Args:
         operator: shape (m, n).
-        other: floating (n,) or (n, d), which may be a BCOO matrix, or an operator of
-            shape (n, p).
+        other: floating (n,) or (n, d), which may be BCOO, or an operator of shape
+            (n, p).
 
     Returns:
         (m,) or (m, d) in the dtype of A, or an operator of shape (m, p).
@@ -83,8 +90,8 @@ def matmul(operator: LinearOperator, other: Any) -> Any:
     Raises:
         TypeError: A is not floating.
         ValueError: the shapes do not match, or A is sharded over Explicit mesh axes.
-        NotImplementedError: A is a sparse matrix but no BCOO matrix of single numbers,
-            or S an operator without a method for those.
+        NotImplementedError: A is sparse but no BCOO array of single numbers, or S an
+            operator without a method for those.
     """
     rows, columns = operator.shape
     if isinstance(other, LinearOperator):
@@ -103,12 +110,7 @@ def matmul(operator: LinearOperator, other: Any) -> Any:
             f"many as this {rows} x {columns} operator has columns (for a batch of "
             f"matrices use jax.vmap)."
         )
-    if any(axis is not None for axis in jax.typeof(array).sharding.spec):
-        raise ValueError(
-            f"A is {jax.typeof(array)}, sharded over Explicit mesh axes; wanted one "
-            f"device's rows: inside jax.shard_map apply S.columns(start, size) to "
-            f"them and psum."
-        )
+    check_unsharded(array, "A")
     # `Transpose` is peeled off here, so that the primitive sees a flag; of a product
     # it sees one factor at a time, whose entries are at hand.
     transposed = isinstance(operator, Transpose)
@@ -127,10 +129,13 @@ def _matmul_sparse(operator: LinearOperator, matrix: Any) -> jax.Array:
     """`S @ A` for a sparse A; its derivative in `A.data` is left to jax."""
     # Seen by its parts: to import the class takes a quarter of a second.
     places = getattr(matrix, "indices", jnp.zeros(0))
+    if len(matrix.shape) == 1 and places.ndim == 2:
+        return matmul(operator, _as_column(matrix))[:, 0]
     if places.ndim != 2 or places.shape != (*matrix.data.shape, 2):
         raise NotImplementedError(
-            f"A is a sparse {type(matrix).__name__}; wanted a BCOO matrix with n_batch "
-            f"= n_dense = 0: convert it, or pass A.todense()."
+            f"A is a sparse {type(matrix).__name__} of shape {matrix.shape}; wanted a "
+            f"BCOO vector or matrix with n_batch = n_dense = 0: convert it, or pass "
+            f"A.todense()."
         )
     check_floating(matrix.data, "A.data")
     if matrix.shape[0] != operator.shape[1]:
@@ -147,7 +152,26 @@ def _matmul_sparse(operator: LinearOperator, matrix: Any) -> jax.Array:
             f"A is a sparse {type(matrix).__name__} and S a {type(operator).__name__}, "
             f"which has no method apply_sparse(A); write one, or pass A.todense()."
         )
+    return _apply_sparse(operator, matrix)
+
+
+@jax.jit
+def _as_column(vector: Any) -> Any:
+    return vector.reshape(-1, 1)
+
+
+@jax.jit  # or outside of jit its loops were compiled anew at every call
+def _apply_sparse(operator: Any, matrix: Any) -> jax.Array:
     return operator.apply_sparse(matrix)
+
+
+def refuse_right(operator: LinearOperator, other: Any) -> NoReturn:
+    """`A @ S`: TypeError."""
+    raise TypeError(
+        f"the left operand is {describe(other)} and the right one an operator of shape "
+        f"{operator.shape}; wanted the operator on the left: for A @ S write "
+        f"(S.T @ A.T).T."
+    )
 
 
 def transpose(operator: LinearOperator) -> LinearOperator:
@@ -158,6 +182,17 @@ def transpose(operator: LinearOperator) -> LinearOperator:
 def dense(operator: LinearOperator) -> jax.Array:
     """The operator as a matrix (m, n) of the default floating dtype."""
     return linear_apply(operator, jnp.eye(operator.shape[0]), transposed=True).T
+
+
+def check_unsharded(array: jax.Array, name: str) -> None:
+    """Raises ValueError where an array is split over Explicit mesh axes."""
+    if any(axis is not None for axis in jax.typeof(array).sharding.spec):
+        raise ValueError(
+            f"{name} is {jax.typeof(array)}, sharded over Explicit mesh axes; wanted "
+            f"one device's rows: inside jax.shard_map use apply_sharded(S, rows, "
+            f"axis_name), or axis_name= of lstsq, inverse_gram and others; or Auto "
+            f"axes, by jax.sharding.auto_axes(fn, out_sharding=jax.P())({name})."
+        )
 
 
 def check_window(start: Any, size: int, num_columns: int) -> jax.Array:
@@ -184,8 +219,25 @@ def check_window(start: Any, size: int, num_columns: int) -> jax.Array:
     return first.astype(jnp.int32)
 
 
+def check_one(part: Any, operator: Any) -> None:
+    """Raises ValueError where a part that is a scalar shows a batch of operators."""
+    if part.shape:
+        raise ValueError(
+            f"this is a batch of {part.shape[0]} operators {type(operator).__name__}, "
+            f"as jax.vmap returns them; wanted one: use it under jax.vmap too, as in "
+            f"jax.vmap(lambda S: S @ A)(S)."
+        )
+
+
 def check_sketch_shape(num_rows: Any, num_columns: Any) -> tuple[int, int]:
     """Returns (m, n) as ints, or raises unless both are at least 1."""
+    for name, value in (("m", num_rows), ("n", num_columns)):
+        if not is_concrete(value):
+            raise TypeError(
+                f"{name} is {describe(value)}, traced; wanted a Python int, for the "
+                f"shape of a sketch depends on it: under jit make it static by "
+                f"static_argnames={name!r} or static_argnums."
+            )
     limit = jnp.iinfo(jnp.int32).max  # a column is counted in int32
     return (
         check_integer(num_rows, "m", 1, limit),
@@ -223,6 +275,8 @@ class Transpose:
         return self.operator.dense().T
 
     __matmul__ = matmul
+    __rmatmul__ = refuse_right
+    __array_ufunc__ = None
     T = property(transpose)
 
 
@@ -261,5 +315,7 @@ class Product:
         return self.left.debias(d) * self.right.debias(d)
 
     __matmul__ = matmul
+    __rmatmul__ = refuse_right
+    __array_ufunc__ = None
     T = property(transpose)
     dense = dense

@@ -130,6 +130,9 @@ class RandomEntries(Drawn):
         return (out * self.num_rows**-0.5).astype(matrix.dtype)
 
     def debias(self, d: Any) -> Any:
-        """(m - d - 1) / m for normal entries, (m - d) / m for signs."""
+        """(m - d - 1) / m for normal entries, (m - d) / m for signs.
+
+        With a ridge it divides the sketched Gram, as in `inverse_gram`.
+        """
         scalar = debias_wishart if self.law == "normal" else debias_independent
         return scalar(self.num_rows, d)

@@ -1,5 +1,6 @@
 """Rows of A drawn by their scores, alone or several at a time with random signs."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 from ..core import check_floating, check_integer, check_key, describe, is_concrete
 from ..kernels import random_bits
 from ._drawing import draw_indices
-from ._operator import check_sketch_shape
+from ._operator import check_sketch_shape, check_unsharded
 from ._sparse_rows import SparseRows
 
 _SIGNS = 1 << 31  # the stream of the signs; those of the draws count from 0
@@ -56,11 +57,22 @@ def sample_rows(
         matrices (ICML), for the corrected weights.
     """
     scores, num_rows = _check(key, scores, m)
+    if leverage is not None:
+        leverage = _check_leverage(leverage, scores, num_rows)
+    index, weight = _draw_alone(key, scores, leverage, num_rows)
+    return SparseRows(index, weight, len(scores))
+
+
+# Jitted, as the others: one program when called op by op.
+@partial(jax.jit, static_argnames="num_rows")
+def _draw_alone(
+    key: jax.Array, scores: jax.Array, leverage: jax.Array | None, num_rows: int
+) -> tuple[jax.Array, jax.Array]:
     index = draw_indices(key, scores, (num_rows, 1))
     mean = num_rows * _probability(scores, index)  # how often the row is expected
     if leverage is not None:
-        mean = mean - _check_leverage(leverage, scores, num_rows)[index]
-    return SparseRows(index, 1 / jnp.sqrt(mean), len(scores))
+        mean = mean - leverage[index]
+    return index, 1 / jnp.sqrt(mean)
 
 
 def less(
@@ -82,17 +94,20 @@ def less(
         key: scalar typed key.
         scores: floating (n,), 0 or more, of any scale; a row with score 0 is never
             drawn. `leverage_scores(A)` or `approximate_leverage_scores(key, A)`.
+            Derivatives in them are those of the weights, the draws held fixed; stop
+            them (`jax.lax.stop_gradient`) for those of a sketch that is given.
         m: rows, at least 1; 4 d serves well.
         s: draws a row, at least 1; the bias of an inverse falls until s = d. By
             default m / 4 rounded up, which is d where m is 4 d, and 64 at most.
 
     Returns:
-        `SparseRows` with s entries a row.
+        `SparseRows` with s entries a row. Where scores are traced and all zero, the
+        weights are NaN.
 
     Raises:
-        TypeError: `key` is not a typed key, or scores are not floating.
+        TypeError: `key` is not a typed key, scores are not floating, or m is no int.
         ValueError: m or s is below 1; scores, where concrete, are negative, not finite
-            or all zero.
+            or all zero (or below 1e-38, which is zero to processors that flush).
 
     Complexity:
         One pass over the scores; about log2(n) steps a draw. `S @ A` reads m s rows.
@@ -109,9 +124,17 @@ def less(
     """
     scores, num_rows = _check(key, scores, m)
     s = min(-(-num_rows // 4), 64) if s is None else check_integer(s, "s", 1)
-    index = draw_indices(key, scores, (num_rows, s))
-    weight = _signs(key, index) / jnp.sqrt(num_rows * s * _probability(scores, index))
+    index, weight = _draw_signed(key, scores, num_rows, s)
     return SparseRows(index, weight, len(scores))
+
+
+@partial(jax.jit, static_argnames=("num_rows", "s"))
+def _draw_signed(
+    key: jax.Array, scores: jax.Array, num_rows: int, s: int
+) -> tuple[jax.Array, jax.Array]:
+    index = draw_indices(key, scores, (num_rows, s))
+    scale = jnp.sqrt(num_rows * s * _probability(scores, index))
+    return index, _signs(key, index) / scale
 
 
 def less_uniform(key: jax.Array, m: int, n: int, *, s: int) -> SparseRows:
@@ -146,13 +169,25 @@ def less_uniform(key: jax.Array, m: int, n: int, *, s: int) -> SparseRows:
         Derezinski, Lacotte, Pilanci, Mahoney 2021, Newton-LESS (arXiv 2107.07480).
     """
     check_key(key)
+    if jnp.ndim(m):
+        raise TypeError(
+            f"m is {describe(m)}; wanted a Python int, the rows of the sketch: "
+            f"less_uniform(key, m, n, s=s) has no scores, less(key, scores, m) has."
+        )
     num_rows, num_columns = check_sketch_shape(m, n)
     s = check_integer(s, "s", 1)
+    index, weight = _draw_evenly(key, num_rows, num_columns, s)
+    return SparseRows(index, weight, num_columns)
+
+
+@partial(jax.jit, static_argnames=("num_rows", "num_columns", "s"))
+def _draw_evenly(
+    key: jax.Array, num_rows: int, num_columns: int, s: int
+) -> tuple[jax.Array, jax.Array]:
     counter = jnp.arange(num_rows * s, dtype=jnp.uint32).reshape(num_rows, s)
     # 2^32 words fall on n columns: uneven by at most n / 2^32.
     index = (random_bits(key, counter) % jnp.uint32(num_columns)).astype(jnp.int32)
-    weight = _signs(key, index) * (num_columns / (num_rows * s)) ** 0.5
-    return SparseRows(index, weight, num_columns)
+    return index, _signs(key, index) * (num_columns / (num_rows * s)) ** 0.5
 
 
 def _signs(key: jax.Array, index: jax.Array) -> jax.Array:
@@ -171,23 +206,34 @@ def _probability(scores: jax.Array, index: jax.Array) -> jax.Array:
 def _check(key: Any, scores: Any, m: Any) -> tuple[jax.Array, int]:
     """The scores in float32 or wider, and m."""
     check_key(key)
+    if not jnp.ndim(scores):
+        raise TypeError(
+            f"scores are {describe(scores)}; wanted a vector, one score a row of A, "
+            f"before the rows m: less(key, leverage_scores(A), m); without scores "
+            f"less_uniform(key, m, n, s=s)."
+        )
     scores = check_floating(scores, "scores")
+    check_unsharded(scores, "scores")
     if scores.ndim != 1 or not scores.size:
         raise ValueError(
             f"scores are {describe(scores)}; wanted a vector with one score a row of A."
         )
+    dtype = jnp.promote_types(scores.dtype, jnp.float32)
     if is_concrete(scores):
         values = np.asarray(scores, np.float64)
         wrong = ~np.isfinite(values) | (values < 0)
-        if wrong.any() or not values.any():
-            place = int(np.argmax(wrong))
+        # Below this numbers count as zeros to processors that flush.
+        least = float(jnp.finfo(dtype).tiny)
+        if wrong.any() or not values.max() >= least:
+            place = int(np.argmax(wrong)) if wrong.any() else int(np.argmax(values))
             raise ValueError(
                 f"scores are {describe(scores)} with scores[{place}] = "
                 f"{values[place]:g}; wanted finite scores of 0 or more, one of them "
-                f"positive: clip them, or pass ones."
+                f"positive, {least:.2g} or more: clip them, multiply them by a "
+                f"constant, or pass ones."
             )
     num_rows = check_sketch_shape(m, len(scores))[0]
-    return scores.astype(jnp.promote_types(scores.dtype, jnp.float32)), num_rows
+    return scores.astype(dtype), num_rows
 
 
 def _check_leverage(leverage: Any, scores: jax.Array, num_rows: int) -> jax.Array:

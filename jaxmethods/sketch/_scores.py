@@ -1,5 +1,6 @@
 """Leverage scores: how much each row of a matrix weighs in a regression."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 
 from ..core import check_key, check_nonnegative
 from ._matrices import check_finite, check_matrix, in_float32, product, reciprocals
+from ._operator import check_unsharded
 from ._random_entries import gaussian
 from ._sharded_rows import apply_rows, num_rows
 from ._sparse_stack import sparse_stack
@@ -26,8 +28,8 @@ def leverage_scores(
     other to rounding count once (the inverse is a pseudo-inverse).
 
     Args:
-        A: floating (n, d).
-        ridge: scalar, 0 or more; may be traced.
+        A: floating (n, d). The derivative in A is that of full column rank.
+        ridge: scalar, 0 or more; may be traced. Its derivative at 0 is NaN.
         axis_name: inside `jax.shard_map`, the mesh axis over which the rows of A are
             split: d^2 numbers are gathered from each device.
 
@@ -38,7 +40,8 @@ def leverage_scores(
     Raises:
         TypeError: A is not floating.
         ValueError: A is no matrix or empty, or, where concrete, has entries that are
-            not finite; ridge, where concrete, is negative or NaN.
+            not finite; ridge, where concrete, is negative or NaN; A is sharded over
+            Explicit mesh axes.
 
     Complexity:
         6 n d^2 flops, three times the memory of A. On a mesh a QR decomposition of
@@ -55,10 +58,20 @@ def leverage_scores(
         coherence and statistical leverage (arXiv 1109.3843).
     """
     matrix, wide = _check(A, ridge)
-    Q, R = _orthonormal(wide, ridge, axis_name)
-    left, size, _ = _decompose(R)[0]
-    basis = product(Q, jnp.where(reciprocals(size)[1][None], left, 0))
-    return jnp.minimum(_squared_norms(basis, matrix), 1)  # 1 to rounding, where it is
+    scores = _exact(wide, ridge, axis_name=axis_name)
+    check_finite(scores, matrix, "A")
+    return scores.astype(matrix.dtype)
+
+
+@partial(jax.jit, static_argnames="axis_name")  # one program when called op by op
+def _exact(A: jax.Array, ridge: Any, *, axis_name: Any) -> jax.Array:
+    Q, R = _orthonormal(A, ridge, axis_name)
+    left, size, _ = jnp.linalg.svd(_scaled(R)[0])
+    # Less what lies along directions that are none, and not the norms along the others:
+    # with full rank this is Q alone, which has a derivative where singular values meet.
+    left, size = jax.lax.stop_gradient((left, size))
+    none = product(Q, jnp.where(reciprocals(size)[1][None], 0, left))
+    return jnp.clip((Q**2).sum(1) - (none**2).sum(1), 0, 1)
 
 
 def approximate_leverage_scores(
@@ -72,8 +85,8 @@ def approximate_leverage_scores(
 
     Args:
         key: scalar typed key.
-        A: floating (n, d).
-        ridge: scalar, 0 or more; may be traced.
+        A: floating (n, d). The derivative in A is that of full column rank.
+        ridge: scalar, 0 or more; may be traced. Its derivative at 0 is NaN.
         axis_name: inside `jax.shard_map`, the mesh axis over which the rows of A are
             split: one psum of (8 d, d).
 
@@ -84,7 +97,8 @@ def approximate_leverage_scores(
     Raises:
         TypeError: `key` is not a typed key, or A is not floating.
         ValueError: A is no matrix or empty, or, where concrete, has entries that are
-            not finite; ridge, where concrete, is negative or NaN.
+            not finite; ridge, where concrete, is negative or NaN; A is sharded over
+            Explicit mesh axes.
 
     Complexity:
         Two reads of A, 2 n d min(d, 32) flops, 32 n numbers: on a CPU core some 6 times
@@ -102,21 +116,33 @@ def approximate_leverage_scores(
     """
     check_key(key)
     matrix, wide = _check(A, ridge)
-    d = wide.shape[1]
+    scores = _approximate(key, wide, ridge, axis_name=axis_name)
+    check_finite(scores, matrix, "A")
+    return scores.astype(matrix.dtype)
+
+
+@partial(jax.jit, static_argnames="axis_name")
+def _approximate(
+    key: jax.Array, A: jax.Array, ridge: Any, *, axis_name: Any
+) -> jax.Array:
+    d = A.shape[1]
     own, probing = jax.random.split(key)
-    S = sparse_stack(own, _ROWS * d, num_rows(wide, axis_name), k=_STACKS)
-    sketched = apply_rows(S, wide, axis_name)
+    S = sparse_stack(own, _ROWS * d, num_rows(A, axis_name), k=_STACKS)
+    sketched = apply_rows(S, A, axis_name)
     R = jnp.linalg.qr(_with_ridge(sketched, ridge), mode="r")
-    (_, size, right), norm = _decompose(R)
-    inverse = right.T * reciprocals(size)[0][None] / norm[:, None]
+    scaled, norm = _scaled(R)
+    # Not by singular vectors, which have no derivative where singular values meet.
+    none = d * float(jnp.finfo(R.dtype).eps)
+    inverse = jnp.linalg.pinv(scaled, rtol=none) / norm[:, None]
     if d > _PROBES:
         inverse = (gaussian(probing, _PROBES, d) @ inverse.T).T
-    return _squared_norms(product(wide, inverse), matrix)
+    return (product(A, inverse) ** 2).sum(1)
 
 
 def _check(A: Any, ridge: Any) -> tuple[jax.Array, jax.Array]:
     """A, and A in float32 or wider."""
     matrix = check_matrix(A, "A")
+    check_unsharded(matrix, "A")
     check_nonnegative(ridge, "ridge")
     return matrix, in_float32(matrix)
 
@@ -141,18 +167,11 @@ def _with_ridge(matrix: jax.Array, ridge: Any) -> jax.Array:
     return jnp.concatenate([matrix, root * jnp.eye(matrix.shape[1], dtype=root.dtype)])
 
 
-def _decompose(R: jax.Array) -> tuple[Any, jax.Array]:
-    """Singular values and vectors of R with columns of norm 1, and their norms.
+def _scaled(R: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """R with columns of norm 1, and their norms.
 
     Leverage does not depend on the scale of columns; what counts as rank would.
     """
-    norm = jnp.linalg.norm(R, axis=0)
+    norm = jax.lax.stop_gradient(jnp.linalg.norm(R, axis=0))
     norm = jnp.where(norm == 0, 1, norm)
-    return jnp.linalg.svd(R / norm[None]), norm
-
-
-def _squared_norms(basis: jax.Array, A: jax.Array) -> jax.Array:
-    """Those of the rows, in the dtype of A, of which they were made."""
-    norms = (basis**2).sum(1)
-    check_finite(norms, A, "A")
-    return norms.astype(A.dtype)
+    return R / norm[None], norm

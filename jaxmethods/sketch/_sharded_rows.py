@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-from ..core import check_floating, describe
+from ..core import axis_size, check_floating, describe
 from ._operator import SlicedOperator
 
 
@@ -14,7 +14,8 @@ def apply_sharded(S: SlicedOperator, A: jax.Array, axis_name: Any) -> jax.Array:
     Each device applies its own columns of S to its rows, and one psum of the results
     follows. The operator is the same on all devices and drawn from the key and the
     number of each column, so the sketch does not depend on the mesh, up to the order
-    in which sums are rounded.
+    in which sums are rounded. `S @ A` of rows split over Auto mesh axes is the
+    same, but for many families each device gathers all of A first.
 
     Args:
         S: operator (m, n) that has `columns`.
@@ -28,6 +29,7 @@ def apply_sharded(S: SlicedOperator, A: jax.Array, axis_name: Any) -> jax.Array:
     Raises:
         TypeError: A is not floating.
         ValueError: the devices together do not hold n rows.
+        NameError: the axis is not bound.
 
     Complexity:
         Of `S @ A` for the rows of one device, and m d numbers sent and received.
@@ -50,7 +52,7 @@ def apply_sharded(S: SlicedOperator, A: jax.Array, axis_name: Any) -> jax.Array:
     """
     array = check_floating(A, "A")
     rows, columns = array.shape[0] if array.ndim else 0, S.shape[1]
-    devices = jax.lax.axis_size(axis_name)
+    devices = axis_size(axis_name, "apply_sharded")
     if not rows or rows * devices != columns:
         raise ValueError(
             f"A is {describe(array)} on each of {devices} devices of {axis_name!r}; "

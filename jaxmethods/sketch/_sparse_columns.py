@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ..core import describe
 from ..kernels import bucket_sum
-from ._operator import check_window, dense, matmul, transpose
+from ._operator import check_window, dense, matmul, refuse_right, transpose
 from ._stacks import debias_stack, join_stacks, split_stacks, stack_rows
 
 
@@ -59,7 +59,8 @@ class SparseColumns:
         if len(bucket.shape) != 2 or bucket.shape != sign.shape:
             raise ValueError(
                 f"bucket is {describe(bucket)} and sign {describe(sign)}; wanted both "
-                f"of one shape (k, n): for a CountSketch take bucket[None]."
+                f"of one shape (k, n): for a CountSketch take bucket[None], for a "
+                f"batch of operators use jax.vmap."
             )
         stack_rows(self.num_rows, bucket.shape[0])
         return self.num_rows, bucket.shape[1]
@@ -119,9 +120,14 @@ class SparseColumns:
         return SparseColumns(self.bucket, sign, self.num_rows)
 
     def debias(self, d: Any) -> Any:
-        """(m - d) / m, which multiplies inv((S A)^T S A); ValueError for k = 1."""
+        """(m - d) / m, which multiplies inv((S A)^T S A); ValueError for k = 1.
+
+        With a ridge it divides the sketched Gram, as in `inverse_gram`.
+        """
         return debias_stack(self.num_rows, len(self.bucket), d)
 
     __matmul__ = matmul
+    __rmatmul__ = refuse_right
+    __array_ufunc__ = None
     T = property(transpose)
     dense = dense

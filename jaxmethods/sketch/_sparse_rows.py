@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ..core import check_integer, describe
 from ..kernels import gather_rows, scatter_rows
 from ._debiasing import debias_independent
-from ._operator import check_window, dense, matmul, transpose
+from ._operator import check_window, dense, matmul, refuse_right, transpose
 from ._sparse_operand import add_rows
 
 
@@ -24,8 +24,8 @@ class SparseRows:
     `less`, `less_uniform` and `sample_rows` draw such operators.
 
     Attributes:
-        index: integer (m, s), 0..n-1; one of n or above stands for no entry, and no
-            value is checked.
+        index: integer (m, s), 0..n-1; any other, negative ones too, stands for no
+            entry, whatever its weight.
         weight: (m, s), any real dtype.
         num_columns: n.
 
@@ -57,23 +57,24 @@ class SparseRows:
         if len(index.shape) != 2 or index.shape != weight.shape:
             raise ValueError(
                 f"index is {describe(index)} and weight {describe(weight)}; wanted "
-                f"both of one shape (m, s): for one entry a row take index[:, None]."
+                f"both of one shape (m, s): for one entry a row take index[:, None], "
+                f"for a batch of operators use jax.vmap."
             )
         check_integer(self.num_columns, "num_columns", 1)
         return index.shape[0], self.num_columns
 
     def apply(self, matrix: jax.Array) -> jax.Array:
         """`S A` of a floating matrix, unchecked."""
-        return gather_rows(matrix, self.index, self.weight).astype(matrix.dtype)
+        return gather_rows(matrix, *self._entries()).astype(matrix.dtype)
 
     def apply_transpose(self, matrix: jax.Array) -> jax.Array:
         """`S^T Y` of a floating matrix, unchecked."""
-        out = scatter_rows(matrix, self.index, self.weight, num_rows=self.num_columns)
+        out = scatter_rows(matrix, *self._entries(), num_rows=self.num_columns)
         return out.astype(matrix.dtype)
 
     def apply_sparse(self, matrix: Any) -> jax.Array:
         """`S A` of a BCOO matrix (n, d), unchecked."""
-        return add_rows(self.index, self.weight, matrix).astype(matrix.dtype)
+        return add_rows(*self._entries(), matrix).astype(matrix.dtype)
 
     def columns(self, start: Any, size: int) -> "SparseRows":
         """Columns start..start+size-1 as an operator; start may be traced.
@@ -85,14 +86,17 @@ class SparseRows:
         Returns:
             The operator of shape (m, size), which holds as many entries.
         """
-        place = self.index - check_window(start, size, self.num_columns)
+        place = self.index - check_window(start, size, self.shape[1])
         inside = (place >= 0) & (place < size)
         return SparseRows(jnp.where(inside, place, size), self.weight, size)
 
     def debias(self, d: Any) -> Any:
-        """(m - d) / m, which multiplies inv((S A)^T S A); ValueError for s = 1."""
-        rows, draws = self.weight.shape
-        if draws < 2:
+        """(m - d) / m, which multiplies inv((S A)^T S A); ValueError for s = 1.
+
+        With a ridge it divides the sketched Gram, as in `inverse_gram`.
+        """
+        rows = self.shape[0]
+        if self.weight.shape[1] < 2:
             raise ValueError(
                 f"a sample of {rows} rows, one a row (s = 1), has no debiasing scalar: "
                 f"rows that were drawn too often bias the inverse as much; use less "
@@ -101,6 +105,16 @@ class SparseRows:
             )
         return debias_independent(rows, d)
 
+    def _entries(self) -> tuple[jax.Array, jax.Array]:
+        """Indices of 0..n, where n is no entry, and the weights, there 0."""
+        index, n = self.index, self.num_columns
+        if n > jnp.iinfo(index.dtype).max:
+            index = index.astype(jnp.int32)
+        inside = (index >= 0) & (index < n)
+        return jnp.where(inside, index, n), jnp.where(inside, self.weight, 0)
+
     __matmul__ = matmul
+    __rmatmul__ = refuse_right
+    __array_ufunc__ = None
     T = property(transpose)
     dense = dense

@@ -144,7 +144,10 @@ class SparseStack(Drawn):
         return self.explicit().absolute(power)
 
     def debias(self, d: Any) -> Any:
-        """(m - d) / m, which multiplies inv((S A)^T S A); ValueError for k = 1."""
+        """(m - d) / m, which multiplies inv((S A)^T S A); ValueError for k = 1.
+
+        With a ridge it divides the sketched Gram, as in `inverse_gram`.
+        """
         return debias_stack(self.num_rows, self.k, d)
 
     def explicit(self) -> SparseColumns:

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from ..core import materialized
 from ._column_signs import column_signs
 from ._debiasing import debias_orthogonal
 from ._distinct import distinct_rows
@@ -86,11 +87,15 @@ class RandomHadamard(Drawn):
         return self.explicit().apply_sparse(matrix)
 
     def debias(self, d: Any) -> Any:
-        """N (m - d - 1) / (m (N - d - 1)), which multiplies inv((S A)^T S A)."""
+        """N (m - d - 1) / (m (N - d - 1)), which multiplies inv((S A)^T S A).
+
+        With a ridge it divides the sketched Gram, as in `inverse_gram`.
+        """
         return debias_orthogonal(self.num_rows, self.length, d)
 
     def explicit(self) -> HadamardWindow:
         """The same operator with its signs (int8) and rows (int32) as arrays."""
         sign = column_signs(self.key, self.start, self.num_columns, 1)[0]
+        sign = materialized(sign)  # or XLA draws the words again for every entry of A
         rows = distinct_rows(self.key, self.num_rows, self.length)
         return HadamardWindow(sign, rows, self.start, self.length)

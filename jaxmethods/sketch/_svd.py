@@ -1,5 +1,6 @@
 """The leading singular triples of a matrix from a few products with it."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 
 from ..core import check_integer, check_key
 from ._matrices import check_finite, check_matrix, in_float32, product
+from ._operator import check_unsharded
 
 
 class SVD(NamedTuple):
@@ -54,7 +56,8 @@ def svd(
     Raises:
         TypeError: `key` is not a typed key, or A is not floating.
         ValueError: A is no matrix or empty, or, where concrete, has entries that are
-            not finite; k, oversample or num_iterations is out of range.
+            not finite; k, oversample or num_iterations is out of range; A is sharded
+            over Explicit mesh axes.
 
     Complexity:
         2 num_iterations + 2 products of A with k + oversample vectors.
@@ -72,12 +75,20 @@ def svd(
     """
     check_key(key)
     matrix = check_matrix(A, "A")
+    check_unsharded(matrix, "A")
     check_finite(matrix, matrix, "A")
     k = check_integer(k, "k", 1, min(matrix.shape))
     check_integer(oversample, "oversample", 0)
     check_integer(num_iterations, "num_iterations", 0)
-    A = in_float32(matrix)
-    width = min(k + oversample, *A.shape)
+    width = min(k + oversample, *matrix.shape)
+    parts = _leading(key, in_float32(matrix), k, width, num_iterations)
+    return SVD(*(part.astype(matrix.dtype) for part in parts))
+
+
+@partial(jax.jit, static_argnames=("k", "width", "num_iterations"))
+def _leading(
+    key: jax.Array, A: jax.Array, k: int, width: int, num_iterations: int
+) -> tuple[jax.Array, ...]:
     probes = jax.random.normal(key, (A.shape[1], width), A.dtype)
     basis = orthonormal(product(A, probes))
     basis = jax.lax.fori_loop(
@@ -87,8 +98,7 @@ def svd(
         basis,
     )
     left, size, right = jnp.linalg.svd(product(basis.T, A), full_matrices=False)
-    parts = product(basis, left[:, :k]), size[:k], right[:k]
-    return SVD(*(part.astype(matrix.dtype) for part in parts))
+    return product(basis, left[:, :k]), size[:k], right[:k]
 
 
 def orthonormal(matrix: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmethods import sketch
 
@@ -59,8 +60,8 @@ def hadamard(key, m, n):
 
 def whole_numbers(seed, *shape):
     """Operands whose sums with entries +-1 or +-1/2 are exact in any order."""
-    draw = jax.random.randint(jax.random.key(seed), shape, -9, 10)
-    return draw.astype(jnp.float32)
+    draw = np.random.default_rng(seed).integers(-9, 10, shape)
+    return jnp.asarray(draw, jnp.float32)
 
 
 def uneven(n):

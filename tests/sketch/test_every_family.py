@@ -29,6 +29,11 @@ def both_ways(S, A, Y):
     return S.dense(), S @ A, S.T @ Y
 
 
+@jax.jit
+def all_ways(S, A, Y):
+    return *both_ways(S, A, Y), S @ A[:, 0], S.T @ Y[:, 1]
+
+
 def new(family, seed=0, m=M, n=N):
     return FAMILIES[family].new(jax.random.key(seed), m, n)
 
@@ -42,7 +47,8 @@ def assert_same(family, got, want):
 
 
 def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
+    draw = np.random.default_rng(seed).standard_normal(shape)
+    return jnp.asarray(draw, jnp.float32)
 
 
 @every_family
@@ -62,21 +68,23 @@ def test_mean_of_gram_is_the_identity(family):
 def test_products_agree_with_the_dense_matrix(family, seed):
     S, A, Y = new(family, seed), whole_numbers(seed, N, 3), whole_numbers(seed, M, 2)
     assert S.shape == (M, N) and S.T.shape == (N, M)
-    D, forward, back = both_ways(S, A, Y)
+    D, forward, back, of_vector, back_of_vector = all_ways(S, A, Y)
+    D, A, Y = map(np.asarray, (D, A, Y))
     assert D.shape == (M, N)
     assert_same(family, forward, D @ A)
     assert_same(family, back, D.T @ Y)
-    forward, back = both_ways(S, A[:, 0], Y[:, 1])[1:]
-    assert_same(family, forward, D @ A[:, 0])
-    assert_same(family, back, D.T @ Y[:, 1])
+    assert_same(family, of_vector, D @ A[:, 0])
+    assert_same(family, back_of_vector, D.T @ Y[:, 1])
 
 
 @each_kind
 def test_transpose_of_the_transpose_and_its_dense_form(family):
     S = new(family)
     assert S.T.T is S
-    np.testing.assert_array_equal(S.T.dense(), S.dense().T)
-    np.testing.assert_array_equal(S.T.T @ normal(0, N), S @ normal(0, N))
+    both = jax.jit(lambda S, a: (S.T.dense(), S.dense().T, S.T.T @ a, S @ a))
+    back, want, twice, once = both(S, normal(0, N))
+    np.testing.assert_array_equal(back, want)
+    np.testing.assert_array_equal(twice, once)
 
 
 @each_kind
@@ -84,7 +92,7 @@ def test_transpose_of_the_transpose_and_its_dense_form(family):
 def test_few_columns(family, n):
     m = min(M, n) if FAMILIES[family].distinct else M
     A, Y = whole_numbers(0, n, 2), whole_numbers(1, m, 2)
-    D, forward, back = both_ways(new(family, 3, m, n), A, Y)
+    D, forward, back = map(np.asarray, both_ways(new(family, 3, m, n), A, Y))
     assert_same(family, forward, D @ A)
     assert_same(family, back, D.T @ Y)
 
@@ -92,18 +100,27 @@ def test_few_columns(family, n):
 @every_family
 def test_one_operator_however_it_is_made(family):
     A = whole_numbers(1, N, 3)
-    keys = jax.random.split(jax.random.key(2), 3)
+    keys = lambda: jax.random.split(jax.random.key(2), 3)  # noqa: E731
     make = lambda key: FAMILIES[family].new(key, M, N)  # noqa: E731
-    jitted, many = jax.jit(make), jax.jit(jax.vmap(make))(keys)
-    batch = jax.jit(jax.vmap(lambda S, A: S @ A, (0, None)))(many, A)
-    back = jax.jit(jax.vmap(lambda S, Y: S.T @ Y))(many, batch)
-    fresh = jax.vmap(lambda key: make(key) @ A)(jax.random.split(jax.random.key(2), 3))
+
+    @jax.jit
+    def batches(keys, A):
+        many = jax.vmap(make)(keys)
+        batch = jax.vmap(lambda S, A: S @ A, (0, None))(many, A)
+        back = jax.vmap(lambda S, Y: S.T @ Y)(many, batch)
+        fresh = jax.vmap(lambda key: make(key) @ A)(keys)
+        first = make(keys[0])
+        return many, batch, back, fresh, first
+
+    many, batch, back, fresh, first = batches(keys(), A)
     assert_same(family, fresh, batch)
-    for key, sketched, returned in zip(keys, batch, back, strict=True):
+    for key, sketched, returned in zip(keys(), batch, back, strict=True):
         S = make(key)
         assert_same(family, S @ A, sketched)
-        assert_same(family, jitted(key) @ A, sketched)
         assert_same(family, S.T @ sketched, returned)
+    assert_same(family, first @ A, batch[0])
+    second = jax.tree.map(lambda leaf: leaf[1], many)
+    assert_same(family, second @ A, batch[1])
     assert np.abs(batch[0] - batch[1]).max() > 0
 
 
@@ -128,34 +145,40 @@ def test_one_trace_serves_every_key_and_place(family):
     A = whole_numbers(5, 5, 3)
     for seed, start in ((0, 0), (1, 7), (2, 30)):
         S = new(family, seed)
-        want = np.asarray(S.dense())[:, start : start + 5] @ A
+        want = np.asarray(S.dense())[:, start : start + 5] @ np.asarray(A)
         assert_same(family, part(S, start, A), want)
 
 
 @each_kind
 def test_columns_of_columns(family):
     S = new(family)
-    part = S.columns(9, 20).columns(jnp.int32(3), 8)
-    assert part.shape == (M, 8)
-    np.testing.assert_array_equal(part.dense(), np.asarray(S.dense())[:, 12:20])
+
+    @jax.jit
+    def both(S, start):
+        part = S.columns(9, 20).columns(start, 8)
+        assert part.shape == (M, 8)
+        return part.dense(), S.dense()[:, 12:20]
+
+    np.testing.assert_array_equal(*both(S, 3))
 
 
 @each_kind
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_dtype_of_the_operand_is_kept_and_summed_in_float32(family, dtype):
+def test_dtype_of_the_operand_is_kept_and_summed_in_float32(family):
     n = 2400
-    A = normal(6, n, 2).astype(dtype)
-    D, forward, back = both_ways(new(family, n=n), A, A[:M])
-    D = np.asarray(D, np.float64)
-    for got, op, x in ((forward, D, A), (back, D.T, A[:M])):
-        exact = np.asarray(x, np.float64)
-        assert got.dtype == A.dtype
-        off = np.abs(np.asarray(got, np.float64) - op @ exact)
-        # One rounding to the result, plus float32 sums of up to n terms.
-        eps = jnp.finfo(dtype).eps
-        assert (
-            off <= eps * np.abs(op @ exact) + 1e-5 * (np.abs(op) @ np.abs(exact))
-        ).all()
+    operands = [normal(6, n, 2).astype(dtype) for dtype in ("bfloat16", "float16")]
+    run = jax.jit(lambda S, operands: [both_ways(S, A, A[:M]) for A in operands])
+    results = run(new(family, n=n), operands)
+    D = np.asarray(results[0][0], np.float64)
+    for A, (_, forward, back) in zip(operands, results, strict=True):
+        for got, op, x in ((forward, D, A), (back, D.T, A[:M])):
+            exact = np.asarray(x, np.float64)
+            assert got.dtype == A.dtype
+            off = np.abs(np.asarray(got, np.float64) - op @ exact)
+            # One rounding to the result, plus float32 sums of up to n terms.
+            eps = jnp.finfo(A.dtype).eps
+            assert (
+                off <= eps * np.abs(op @ exact) + 1e-5 * (np.abs(op) @ np.abs(exact))
+            ).all()
 
 
 @each_kind
@@ -169,10 +192,10 @@ def test_no_columns(family):
 
 @each_kind
 def test_double_precision(family, x64):
-    S = new(family)
-    A = normal(7, N, 2).astype(jnp.float64)
-    assert S.dense().dtype == (S @ A).dtype == jnp.float64
-    np.testing.assert_allclose(S @ A, np.asarray(S.dense()) @ A, rtol=1e-13, atol=1e-13)
+    A = np.random.default_rng(7).standard_normal((N, 2))
+    D, forward, _ = map(np.asarray, both_ways(new(family), A, A[:M]))
+    assert D.dtype == forward.dtype == np.float64
+    np.testing.assert_allclose(forward, D @ A, rtol=1e-13, atol=1e-13)
 
 
 @each_kind
@@ -209,48 +232,35 @@ def test_gradient_through_a_batch_of_operators(family):
     np.testing.assert_allclose(jax.jit(jax.grad(loss))(A), want, rtol=1e-5, atol=1e-4)
 
 
-@every_family
-def test_row_shards_add_up_to_the_bit(family):
-    n, key, A = 48, jax.random.key(11), whole_numbers(10, 48, 3)
-    mesh = Mesh(np.array(jax.devices()), ("rows",))
-
-    def local(key, A):
-        start = jax.lax.axis_index("rows") * len(A)
-        part = FAMILIES[family].new(key, M, n).columns(start, len(A))
-        total = jax.lax.psum(part @ A, "rows")
-        return total, part.T @ total
-
-    specs = dict(in_specs=(P(), P("rows")), out_specs=(P(), P("rows")))
-    total, back = jax.jit(jax.shard_map(local, mesh=mesh, **specs))(key, A)
-    S = FAMILIES[family].new(key, M, n)
-    assert_same(family, total, S @ A)
-    assert_same(family, back, S.T @ (S @ A))
-
-
 @each_kind
 def test_gradients_inside_shard_map(family):
     n, A = 48, whole_numbers(12, 48, 2)
     mesh = Mesh(np.array(jax.devices()), ("rows",))
 
-    def local(key, A):  # of the shard's rows, through the psum
-        start = jax.lax.axis_index("rows") * len(A)
-        part = FAMILIES[family].new(key, M, n).columns(start, len(A))
-        return jax.grad(lambda A: (jax.lax.psum(part @ A, "rows") ** 2).sum() / 2)(A)
+    def local(key, rows, A):
+        start = jax.lax.axis_index("rows") * len(rows)
+        part = FAMILIES[family].new(key, M, n).columns(start, len(rows))
 
-    def own(key, A):  # an operator for each device, one A for all: gradients add up
-        key = jax.random.fold_in(key, jax.lax.axis_index("rows"))
+        def loss(rows):  # of the shard's rows, through the psum
+            return (jax.lax.psum(part @ rows, "rows") ** 2).sum() / 2
+
+        own = jax.random.fold_in(key, jax.lax.axis_index("rows"))
+        S = FAMILIES[family].new(own, M, n)
+        # An operator for each device, one A for all: gradients add up.
+        return jax.grad(loss)(rows), jax.grad(lambda A: (S @ A).sum())(A)
+
+    @jax.jit
+    def alone(key, A):
         S = FAMILIES[family].new(key, M, n)
-        return jax.grad(lambda A: (S @ A).sum())(A)
+        keys = [jax.random.fold_in(key, i) for i in range(8)]
+        each = [FAMILIES[family].new(k, M, n).T @ jnp.ones((M, 2)) for k in keys]
+        return S.T @ (S @ A), sum(each)
 
-    key = jax.random.key(13)
-    S = FAMILIES[family].new(key, M, n)
-    rows, all_rows = P("rows"), P()
-    sharded = jax.shard_map(local, mesh=mesh, in_specs=(P(), rows), out_specs=rows)
-    assert_same(family, jax.jit(sharded)(key, A), S.T @ (S @ A))
-    shared = jax.shard_map(own, mesh=mesh, in_specs=(P(), P()), out_specs=all_rows)
-    keys = [jax.random.fold_in(key, i) for i in range(8)]
-    each = [FAMILIES[family].new(k, M, n).T @ jnp.ones((M, 2)) for k in keys]
-    assert_same(family, jax.jit(shared)(key, A), sum(each))
+    specs = dict(in_specs=(P(), P("rows"), P()), out_specs=(P("rows"), P()))
+    run = jax.jit(jax.shard_map(local, mesh=mesh, **specs))
+    got, want = run(jax.random.key(13), A, A), alone(jax.random.key(13), A)
+    for one, other in zip(got, want, strict=True):
+        assert_same(family, one, other)
 
 
 PAIRS = [("sparse_stack", "gaussian"), ("less", "srht"), ("Hadamard", "BlockRoll")]
@@ -304,6 +314,46 @@ def test_errors_of_operands(family):
         S @ jnp.ones((N, 2), jnp.int32)
     with pytest.raises(ValueError, match=r"right operator has shape \(16, 37\)"):
         S @ S
+    for left in (jnp.ones((3, M)), np.ones((3, M))):
+        for right in (S, S.T):
+            with pytest.raises(TypeError, match=r"\[3,16\].* write \(S.T @ A.T\).T"):
+                left @ right
+
+
+@every_family
+def test_a_batch_of_operators_is_refused_outside_of_vmap(family):
+    make = lambda key: FAMILIES[family].new(key, M, N)  # noqa: E731
+    batch = lambda key: jax.vmap(make)(jax.random.split(key, 3))  # noqa: E731
+    many = jax.eval_shape(batch, jax.random.key(0))
+    for use in (
+        lambda S: S @ jnp.ones((N, 2)),
+        lambda S: S.T @ jnp.ones((M, 2)),
+        lambda S: S.columns(0, 5),
+        lambda S: S.dense(),
+    ):
+        with pytest.raises(ValueError, match=r"batch of .*jax.vmap"):
+            use(many)
+
+
+def test_a_traced_size_is_refused_with_a_hint():
+    key, A = jax.random.key(0), jnp.ones((N, 2))
+    root = lambda x: A  # noqa: E731
+
+    def update(m):
+        method = sketch.scale_by_newton_sketch(key, root, m)
+        return method.update(A[0], method.init(A[0]), A[0])
+
+    for use in (
+        lambda m: sketch.gaussian(key, m, N) @ A,
+        lambda m: sketch.sparse_stack(key, m, N) @ A,
+        lambda m: sketch.srht(key, m, N) @ A,
+        lambda m: sketch.less(key, A[:, 0], m) @ A,
+        lambda m: sketch.less_uniform(key, m, N, s=2) @ A,
+        lambda m: sketch.inverse_gram(key, A, m),
+        update,
+    ):
+        with pytest.raises(TypeError, match=r"m is int32\[\], .*static_argnames='m'"):
+            jax.eval_shape(use, 16)
 
 
 @each_kind

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.test_util import check_grads
 
 from jaxmethods import sketch
+
+from .derivatives import check_derivatives
 
 solve = jax.jit(sketch.lstsq)
 
@@ -45,7 +46,7 @@ def test_numpys_solution_at_any_condition(cond, n):
 @given(seed=st.integers(0, 2**31))
 @settings(max_examples=10, deadline=None)
 def test_float32(seed):
-    A, b = problem(400, 5, 100.0, seed % 1000)
+    A, b = problem(400, 12, 100.0, seed % 1000)
     found = solve(jax.random.key(seed), jnp.float32(A), jnp.float32(b))
     want = numpy_solution(A, b)
     assert np.linalg.norm(A @ (np.float64(found.x) - want)) < 1e-5 * np.linalg.norm(b)
@@ -60,7 +61,6 @@ def test_half_precision_is_solved_in_float32():
     np.testing.assert_allclose(np.float64(found.x), want, rtol=2**-7)
 
 
-@pytest.mark.usefixtures("x64")
 def test_error_estimates_the_distance_to_the_solution():
     """At float32 accuracy the exact solution is known, and so is the distance."""
     A, b = problem(400, 12, 1e3, noise=0.1)
@@ -72,20 +72,20 @@ def test_error_estimates_the_distance_to_the_solution():
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("n", [60, 400])
+@pytest.mark.parametrize("n", [100, 400])
 def test_least_norm_where_columns_depend_on_each_other(n):
-    A, b = problem(n, 6, 10.0)
+    A, b = problem(n, 9, 10.0)
     A = np.concatenate([A, A[:, :2] @ np.ones((2, 3))], axis=1)
     found = solve(jax.random.key(0), A, b)
     np.testing.assert_allclose(found.x, numpy_solution(A, b), rtol=1e-8, atol=1e-11)
-    assert found.rank == 6
+    assert found.rank == 9
 
 
 def test_a_matrix_of_zeros_has_the_zero_solution():
-    found = solve(jax.random.key(0), jnp.zeros((40, 2)), jnp.ones(40))
+    found = solve(jax.random.key(0), jnp.zeros((400, 12)), jnp.ones(400))
     np.testing.assert_array_equal(found.x, 0)
     assert found.rank == 0 and found.error == 0
-    np.testing.assert_allclose(found.residual, 40**0.5, rtol=1e-6)
+    np.testing.assert_allclose(found.residual, 20, rtol=1e-6)
 
 
 @pytest.mark.usefixtures("x64")
@@ -101,19 +101,21 @@ def test_golden(shared):
 def test_derivatives_in_both_modes(n):
     A, b = (jnp.asarray(v) for v in problem(n, 3, 10.0, noise=0.1))
 
-    @jax.jit
     def values(A, b):
         found = sketch.lstsq(jax.random.key(0), A, b)
         return found.x, found.residual
 
-    check_grads(values, (A, b), 1, ("fwd", "rev"), rtol=1e-5, eps=1e-5)
+    check_derivatives(values, (A, b), rtol=1e-5, eps=1e-5)
 
 
 @pytest.mark.usefixtures("x64")
 def test_second_derivative():
     A, b = (jnp.asarray(v) for v in problem(80, 3, 10.0, noise=0.1))
     first = jax.grad(lambda A: (sketch.lstsq(jax.random.key(0), A, b).x ** 2).sum())
-    check_grads(jax.jit(first), (A,), 1, ("fwd",), rtol=1e-4, eps=1e-5)
+    along = np.random.RandomState(1).randn(*A.shape)
+    both = jax.jit(lambda A: jax.jvp(first, (A,), (along,)))
+    above, below = (both(A + step * along)[0] for step in (1e-5, -1e-5))
+    np.testing.assert_allclose(both(A)[1], (above - below) / 2e-5, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.usefixtures("x64")
@@ -134,7 +136,7 @@ def test_batches_of_right_hand_sides_and_of_matrices():
 def test_one_trace_serves_every_key():
     chex.clear_trace_counter()
     traced = jax.jit(chex.assert_max_traces(sketch.lstsq, n=1))
-    A, b = (jnp.float32(v) for v in problem(60, 3))
+    A, b = (jnp.float32(v) for v in problem(30, 3))
     for seed in range(3):
         traced(jax.random.key(seed), A, b * seed)
 

@@ -1,5 +1,6 @@
 """Rows of A on many devices, and on two processes that talk over a socket."""
 
+import functools
 import json
 import os
 import socket
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxmethods import sketch
@@ -26,29 +27,44 @@ def mesh_of(num, *names):
     return Mesh(devices, names, axis_types=(AxisType.Auto,) * len(names))
 
 
+def each_family(key, product):
+    keys = jax.random.split(key, len(FAMILIES))
+    return {
+        name: product(family.new(k, M, N))
+        for k, (name, family) in zip(keys, FAMILIES.items(), strict=True)
+    }
+
+
+@jax.jit
+def on_one_device(key, A):
+    return each_family(key, lambda S: (S @ A, S.T @ (S @ A)))
+
+
 @pytest.mark.parametrize("names", [("rows",), ("hosts", "rows")])
-def test_the_sketch_does_not_depend_on_the_mesh(names):
-    A, new = whole_numbers(0, N, D), FAMILIES
-    split = P(names)
+def test_row_shards_add_up_to_the_bit_on_any_mesh(names):
+    A, split = whole_numbers(0, N, D), P(names)
 
     def local(key, A):
-        keys = jax.random.split(key, len(new))
-        return {
-            name: sketch.apply_sharded(family.new(k, M, N), A, names)
-            for k, (name, family) in zip(keys, new.items(), strict=True)
-        }
+        def products(S):
+            total = sketch.apply_sharded(S, A, names)
+            start = jax.lax.axis_index(names) * len(A)
+            return total, S.columns(start, len(A)).T @ total
 
-    run = jax.shard_map(
-        local, mesh=mesh_of(8, *names), in_specs=(P(), split), out_specs=P()
-    )
+        return each_family(key, products)
+
+    out_specs = dict.fromkeys(FAMILIES, (P(), split))
+    specs = dict(in_specs=(P(), split), out_specs=out_specs)
+    run = jax.shard_map(local, mesh=mesh_of(8, *names), **specs)
     got = jax.jit(run)(jax.random.key(0), A)
-    keys = jax.random.split(jax.random.key(0), len(new))
-    for key, (name, family) in zip(keys, new.items(), strict=True):
-        want = family.new(key, M, N) @ A
+    want = on_one_device(jax.random.key(0), A)
+    for name, family in FAMILIES.items():
         if family.exact:
-            np.testing.assert_array_equal(got[name], want)
+            np.testing.assert_array_equal(got[name][0], want[name][0], name)
+            np.testing.assert_array_equal(got[name][1], want[name][1], name)
         else:
-            np.testing.assert_allclose(got[name], want, rtol=1e-5, atol=1e-5)
+            near = functools.partial(np.testing.assert_allclose, err_msg=name)
+            near(got[name][0], want[name][0], rtol=1e-5, atol=1e-5)
+            near(got[name][1], want[name][1], rtol=1e-5, atol=1e-4)
 
 
 def least_squares():
@@ -59,22 +75,28 @@ def least_squares():
 
 @pytest.mark.usefixtures("x64")
 def test_least_squares_of_sharded_rows_and_its_gradient():
-    A, b = map(jnp.asarray, least_squares())
-    key, rows = jax.random.key(0), P("rows")
-    solve = jax.shard_map(
-        lambda A, b: sketch.lstsq(key, A, b, axis_name="rows"),
-        mesh=mesh_of(8, "rows"),
-        in_specs=rows,
-        out_specs=P(),
-    )
-    found = jax.jit(solve)(A, b)
+    """By two keys, in a batch."""
+    A, b = least_squares()
+    keys = jax.random.split(jax.random.key(0), 2)
+
+    def local(A, b):
+        return jax.vmap(lambda key: sketch.lstsq(key, A, b, axis_name="rows"))(keys)
+
+    specs = dict(mesh=mesh_of(8, "rows"), in_specs=P("rows"), out_specs=P())
+    solve = jax.shard_map(local, **specs)
+
+    def value(A, b):
+        found = solve(A, b)
+        return found.x.sum(), found
+
+    got, found = jax.jit(jax.grad(value, (0, 1), has_aux=True))(A, b)
     want = np.linalg.lstsq(A, b, rcond=None)[0]
-    np.testing.assert_allclose(found.x, want, rtol=1e-9)
-    np.testing.assert_allclose(found.residual, np.linalg.norm(A @ want - b))
-    got = jax.jit(jax.grad(lambda A, b: solve(A, b).x.sum(), (0, 1)))(A, b)
-    one = jax.jit(jax.grad(lambda A, b: sketch.lstsq(key, A, b).x.sum(), (0, 1)))(A, b)
-    for sharded, single in zip(got, one, strict=True):
-        np.testing.assert_allclose(sharded, single, rtol=1e-6, atol=1e-6)
+    for x, residual in zip(found.x, found.residual, strict=True):
+        np.testing.assert_allclose(x, want, rtol=1e-9)
+        np.testing.assert_allclose(residual, np.linalg.norm(A @ want - b))
+    one = jax.grad(lambda A, b: sketch.lstsq(jax.random.key(0), A, b).x.sum(), (0, 1))
+    for sharded, single in zip(got, jax.jit(one)(A, b), strict=True):
+        np.testing.assert_allclose(sharded, 2 * single, rtol=1e-6, atol=1e-6)
 
 
 def test_scores_of_sharded_rows():
@@ -135,28 +157,65 @@ def test_workers_and_rows_on_two_axes_of_a_mesh():
 
 @pytest.mark.usefixtures("x64")
 def test_newton_steps_of_sharded_rows_are_those_of_one_device():
+    """By two keys, in a batch; of rows on Auto axes and inside shard_map."""
     A, b = least_squares()
     x = jnp.zeros(5)
 
-    def minimum(A, b, axis_name=None):
+    def minimum(key, A, b, axis_name=None):
         def fn(x):
             value = 0.5 * ((A @ x - b) ** 2).sum()
             return value if axis_name is None else jax.lax.psum(value, axis_name)
 
         options = dict(num_steps=3, axis_name=axis_name)
-        return sketch.newton_sketch(
-            jax.random.key(4), fn, lambda x: A, x, 40, **options
-        )
+        return sketch.newton_sketch(key, fn, lambda x: A, x, 40, **options)
 
-    run = jax.shard_map(
-        lambda A, b: minimum(A, b, "rows"),
-        mesh=mesh_of(8, "rows"),
-        in_specs=P("rows"),
-        out_specs=P(),
-    )
-    got, want = jax.jit(run)(A, b), minimum(jnp.asarray(A), jnp.asarray(b))
-    np.testing.assert_allclose(got.params, want.params, rtol=1e-6)
-    np.testing.assert_allclose(got.decrement, want.decrement, rtol=1e-6)
+    def by_two_keys(A, b, axis_name=None):
+        keys = jax.random.split(jax.random.key(4), 2)
+        return jax.vmap(lambda key: minimum(key, A, b, axis_name))(keys)
+
+    mesh = mesh_of(8, "rows")
+    specs = dict(mesh=mesh, in_specs=P("rows"), out_specs=P())
+    run = jax.shard_map(lambda A, b: by_two_keys(A, b, "rows"), **specs)
+    rows = jax.device_put((A, b), NamedSharding(mesh, P("rows")))
+    want = jax.jit(by_two_keys)(A, b)
+    for got in (jax.jit(run)(A, b), jax.jit(by_two_keys)(*rows)):
+        np.testing.assert_allclose(got.params, want.params, rtol=1e-6)
+        np.testing.assert_allclose(got.decrement, want.decrement, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("x64")
+def test_solvers_of_rows_on_auto_axes():
+    A, b = least_squares()
+    rows = jax.device_put((A, b), NamedSharding(mesh_of(8, "rows"), P("rows")))
+
+    @jax.jit
+    def run(A, b):
+        x = sketch.lstsq(jax.random.key(0), A, b).x
+        return x, sketch.svd(jax.random.key(1), A, 2).s, sketch.leverage_scores(A)
+
+    x, s, scores = run(*rows)
+    np.testing.assert_allclose(x, np.linalg.lstsq(A, b, rcond=None)[0], rtol=1e-9)
+    U, size, _ = np.linalg.svd(A, full_matrices=False)
+    np.testing.assert_allclose(s, size[:2], rtol=1e-9)
+    np.testing.assert_allclose(scores, (U**2).sum(1), rtol=1e-9)
+
+
+def test_rows_on_explicit_axes_are_refused_by_name():
+    mesh = jax.make_mesh((8,), ("rows",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        rows = NamedSharding(mesh, P("rows"))
+        A, K = jax.device_put((jnp.ones((48, 2)), jnp.ones((8, 8))), rows)
+        one = jnp.ones(48)
+        for use in (
+            lambda: sketch.lstsq(jax.random.key(0), A, one),
+            lambda: sketch.leverage_scores(A),
+            lambda: sketch.inverse_gram(jax.random.key(1), A, 16, family="srht"),
+            lambda: sketch.svd(jax.random.key(2), A, 1),
+            lambda: sketch.nystrom(jax.random.key(3), K, 1),
+            lambda: sketch.sample_rows(jax.random.key(4), jnp.sqrt(A[:, 0]), 8),
+        ):
+            with pytest.raises(ValueError, match=r"Explicit mesh axes.*auto_axes"):
+                use()
 
 
 def test_errors():
@@ -170,6 +229,10 @@ def test_errors():
         run(A[:40], lambda A: sketch.apply_sharded(S, A, "rows"))
     with pytest.raises(TypeError, match=r"int32.*astype"):
         run(A.astype(int), lambda A: sketch.apply_sharded(S, A, "rows"))
+    with pytest.raises(
+        NameError, match=r"'rows' is not bound here; call apply_sharded"
+    ):
+        sketch.apply_sharded(S, A, "rows")
     wide = jnp.ones((8, 9))
     with pytest.raises(ValueError, match=r"8 rows and 9 columns"):
         run(

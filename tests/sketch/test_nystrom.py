@@ -45,7 +45,7 @@ def test_the_formula():
     K, key = semidefinite(1 / (np.arange(9) + 1.0)), jax.random.key(0)
     got = sketch.nystrom(key, K, 3, oversample=0, num_iterations=0)
     U, s = map(np.asarray, got)
-    W = jax.random.normal(jax.random.key(0), (9, 3))
+    W = np.asarray(jax.random.normal(jax.random.key(0), (9, 3)))
     want = K @ W @ np.linalg.pinv(W.T @ K @ W) @ W.T @ K
     np.testing.assert_allclose((U * s) @ U.T, want, atol=1e-12)
 

@@ -34,13 +34,19 @@ def test_rademacher_entries_are_signs_and_independent():
 @pytest.mark.parametrize("law", ["normal", "sign"])
 def test_tiles_do_not_change_the_product(law, monkeypatch):
     key, start, n, m = jax.random.key(2), jnp.uint32(7), 103, 8
-    A = jax.random.normal(jax.random.key(1), (n, 2))
-    R = _random_matmul.random_tile(key, start, m, n, law).astype(jnp.float32)
+    A = np.float32(np.random.default_rng(1).standard_normal((n, 2)))
     monkeypatch.setattr(_random_matmul, "_TILE", 16 * m)  # the last tile is short
-    got = random_matmul(key, start, A, num_rows=m, law=law)
-    np.testing.assert_allclose(got, R @ A, rtol=1e-5, atol=1e-5)
-    got = random_matmul_transpose(key, start, A[:m], num_columns=n, law=law)
-    np.testing.assert_allclose(got, R.T @ A[:m], rtol=1e-5, atol=1e-5)
+
+    @jax.jit
+    def run(key, A):
+        R = _random_matmul.random_tile(key, start, m, n, law)
+        forward = random_matmul(key, start, A, num_rows=m, law=law)
+        back = random_matmul_transpose(key, start, A[:m], num_columns=n, law=law)
+        return R.astype(jnp.float32), forward, back
+
+    R, forward, back = map(np.asarray, run(key, A))
+    np.testing.assert_allclose(forward, R @ A, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(back, R.T @ A[:m], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.optimized

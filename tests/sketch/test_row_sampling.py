@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.test_util import check_grads
+from jax.experimental.sparse import BCOO
 from scipy.stats import chi2
 
 from jaxmethods.sketch import (
@@ -14,6 +14,10 @@ from jaxmethods.sketch import (
     sample_rows,
 )
 from jaxmethods.sketch._drawing import draw_indices
+
+from .derivatives import check_derivatives
+
+jitted_less = jax.jit(less, static_argnames=("m", "s"))  # one program of many
 
 
 @pytest.fixture
@@ -41,25 +45,30 @@ def test_draws_follow_the_scores_through_every_level():
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_scale_of_the_scores_does_not_matter(scale):
     scores = jnp.array([0.0, 1.0, 2.0, 0.0, 5.0])
-    want = less(jax.random.key(0), scores, 8, s=2)
-    got = less(jax.random.key(0), scale * scores, 8, s=2)
+    want = jitted_less(jax.random.key(0), scores, m=8, s=2)
+    got = jitted_less(jax.random.key(0), scale * scores, m=8, s=2)
     np.testing.assert_array_equal(got.index, want.index)
     np.testing.assert_allclose(got.weight, want.weight, rtol=1e-5)
 
 
 def test_weights_are_those_of_the_probabilities():
-    scores = jnp.array([1.0, 2.0, 5.0])
-    p = np.array([1, 2, 5]) / 8
-    S = less(jax.random.key(1), scores, 50, s=4)
+    p, leverage = np.array([1, 2, 5]) / 8, np.array([0.5, 0.25, 1.0])
+
+    @jax.jit
+    def draw(key, scores, leverage):
+        return (
+            less(key, scores, 50, s=4),
+            less_uniform(key, 50, 3, s=4),
+            sample_rows(key, scores, 50, leverage=leverage),
+        )
+
+    S, even, alone = jax.tree.map(np.asarray, draw(jax.random.key(1), 8 * p, leverage))
     np.testing.assert_allclose(abs(S.weight), (200 * p[S.index]) ** -0.5, rtol=1e-5)
-    assert 60 < (np.asarray(S.weight) > 0).sum() < 140
-    S = less_uniform(jax.random.key(1), 50, 3, s=4)
-    np.testing.assert_allclose(abs(S.weight), (200 / 3) ** -0.5, rtol=1e-5)
-    assert set(np.unique(S.index)) == {0, 1, 2}
-    leverage = jnp.array([0.5, 0.25, 1.0])
-    S = sample_rows(jax.random.key(1), scores, 50, leverage=leverage)
-    want = (50 * p - np.asarray(leverage)) ** -0.5
-    np.testing.assert_allclose(S.weight, want[S.index], rtol=1e-5)
+    assert 60 < (S.weight > 0).sum() < 140
+    np.testing.assert_allclose(abs(even.weight), (200 / 3) ** -0.5, rtol=1e-5)
+    assert set(np.unique(even.index)) == {0, 1, 2}
+    want = (50 * p - leverage) ** -0.5
+    np.testing.assert_allclose(alone.weight, want[alone.index], rtol=1e-5)
 
 
 def test_draws_by_default():
@@ -70,10 +79,10 @@ def test_draws_by_default():
 
 
 def test_golden_rows(golden, x64):
-    g = {name: jnp.asarray(x) for name, x in golden.items() if x.dtype.kind in "fi"}
+    g = golden
     index, (m, s) = g["less_idx"], g["less_idx"].shape
-    weight = g["less_sign"] / jnp.sqrt(m * s * g["less_p"][index])
-    S = SparseRows(index, weight, len(g["A"]))
+    weight = g["less_sign"] / np.sqrt(m * s * g["less_p"][index])
+    S = SparseRows(jnp.asarray(index), jnp.asarray(weight), len(g["A"]))
     np.testing.assert_allclose(S @ g["A"], g["less_SA"], rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(S.T @ g["less_y"], g["less_STy"], rtol=1e-9, atol=1e-12)
     SA = np.asarray(S @ g["A"])
@@ -88,14 +97,40 @@ def test_a_nan_in_a_row_not_drawn_stays_out():
     np.testing.assert_array_equal(S.columns(0, 3) @ A[:3], [[0, 0], [2, 2]])
 
 
+@pytest.mark.parametrize("index_dtype", ["int8", "uint8", "int32"])
+def test_any_index_that_names_no_column_is_no_entry_whatever_its_weight(index_dtype):
+    n, none = 120, jnp.nan
+    index = [[3, 120, 5], [127, 119, 0]]
+    if index_dtype != "uint8":  # not the last column, as in python
+        index[0][1] = -1
+    index = np.array(index, index_dtype)
+    weight = jnp.array([[2.0, none, 1.0], [none, 1.0, 3.0]])
+    S = SparseRows(jnp.asarray(index), weight, n)
+    A, y = np.arange(2.0 * n, dtype=np.float32).reshape(n, 2), jnp.array([1.0, 2.0])
+
+    @jax.jit
+    def products(S, A):
+        window = S.columns(100, 20)
+        return S @ A, S @ BCOO.fromdense(A, nse=2 * n), S.T @ y, window @ A[100:]
+
+    dense, sparse, back, window = products(S, jnp.asarray(A))
+    want = np.stack([2 * A[3] + A[5], A[119] + 3 * A[0]])
+    np.testing.assert_array_equal(dense, want)
+    np.testing.assert_array_equal(sparse, want)
+    there = [0, 3, 5, 119]
+    np.testing.assert_array_equal(back[jnp.array(there)], [6, 2, 1, 2])
+    assert float(jnp.abs(back).sum()) == 11
+    np.testing.assert_array_equal(window, np.stack([0 * A[0], A[119]]))
+
+
 def test_derivatives_in_the_weights_and_the_scores(x64):
     index = jnp.array([[0, 2], [1, 1]])
-    A = jax.random.normal(jax.random.key(0), (3, 2))
-    weight = jax.random.normal(jax.random.key(1), (2, 2))
+    r = np.random.default_rng(0)
+    A, weight = (jnp.asarray(r.standard_normal(shape)) for shape in ((3, 2), (2, 2)))
     product = lambda weight, A: SparseRows(index, weight, 3) @ A  # noqa: E731
-    check_grads(product, (weight, A), order=1)
+    check_derivatives(product, (weight, A), rtol=1e-6)
     draw = lambda scores: less(jax.random.key(2), scores, 4, s=2) @ A  # noqa: E731
-    check_grads(draw, (jnp.array([1.0, 2.0, 4.0]),), order=1)
+    check_derivatives(draw, (jnp.array([1.0, 2.0, 4.0]),), rtol=1e-6)
 
 
 @pytest.mark.optimized
@@ -115,14 +150,22 @@ def test_errors_of_scores():
                 new(key, ok.at[3].set(bad), 8)
         with pytest.raises(ValueError, match=r"scores\[0\] = 0.*one of them positive"):
             new(key, 0 * ok, 8)
+        with pytest.raises(
+            ValueError, match=r"scores\[0\] = 9.9\d+e-41.*by a constant"
+        ):
+            new(key, np.full(16, 1e-40, np.float32), 8)
         with pytest.raises(ValueError, match=r"scores are float32\[16,1\].*a vector"):
             new(key, ok[:, None], 8)
+        with pytest.raises(TypeError, match=r"int 8; .*before the rows m: .*less_unif"):
+            new(key, 8, 16)
         with pytest.raises(ValueError, match="m is 0; wanted 1"):
             new(key, ok, 0)
     with pytest.raises(ValueError, match="s is 0; wanted at least 1"):
         less(key, ok, 8, s=0)
     with pytest.raises(ValueError, match="s is 0; wanted at least 1"):
         less_uniform(key, 8, 16, s=0)
+    with pytest.raises(TypeError, match=r"m is float32\[16\].* less\(key, scores, m\)"):
+        less_uniform(key, ok, 8, s=2)
     with pytest.raises(
         ValueError, match=r"leverage\[0\] is 0.9 .* 0.5 times in 8 draws"
     ):

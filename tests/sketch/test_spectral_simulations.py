@@ -49,7 +49,6 @@ def theory(f, snr):
     return np.array(spectral.predict(f.moments, c=0.25, snr=snr)[1:])
 
 
-@pytest.mark.optimized
 @pytest.mark.parametrize("snr", [1.2, 3.0])
 def test_theory_is_within_the_confidence_interval_of_simulations(snr):
     f = spectral.linear()
@@ -58,7 +57,6 @@ def test_theory_is_within_the_confidence_interval_of_simulations(snr):
     assert (np.abs(mean - want) < 4 * error).all(), (mean, want, error)
 
 
-@pytest.mark.optimized
 @pytest.mark.parametrize("name", ["binarize", "uniform"])
 def test_so_it_is_for_other_functions_as_the_size_grows(name):
     # A function that is not linear sees the means at any finite size, by the square of
@@ -71,7 +69,6 @@ def test_so_it_is_for_other_functions_as_the_size_grows(name):
     assert (np.abs(limit - want) < 4 * error).all(), (limit, want, error)
 
 
-@pytest.mark.optimized
 def test_nothing_is_seen_below_the_transition():
     f = spectral.uniform(0.4)
     transition = float(spectral.predict(f.moments, c=0.25, snr=1.0).transition)
@@ -80,7 +77,6 @@ def test_nothing_is_seen_below_the_transition():
     assert above[1] > 0.3 and above[2] < 0.25
 
 
-@pytest.mark.optimized
 def test_the_bulk_and_the_spurious_eigenvalue_of_simulations():
     n = 1200
     x = data(0, 300, n, 1e-9)[0]

@@ -53,9 +53,11 @@ def test_iterations_sharpen_the_result():
         spectrum[:5].sum()
         - np.mean(
             [
-                sketch.svd(
-                    jax.random.key(i), A, 5, oversample=0, num_iterations=q
-                ).s.sum()
+                np.sum(
+                    sketch.svd(
+                        jax.random.key(i), A, 5, oversample=0, num_iterations=q
+                    ).s
+                )
                 for i in range(3)
             ]
         )

@@ -9,6 +9,7 @@ from jax import lax
 
 from ...core import check_integer, check_key, describe, vary_as
 from ...kernels import random_bits
+from ._entrywise import Entrywise
 from ._gram import EntryFunction, check_samples, gram_rows
 from ._lanczos import top_eigenpair
 
@@ -91,6 +92,22 @@ def clustering(
     num_steps = check_integer(num_steps, "num_steps", 1)
     if stored not in (True, False, None):
         raise TypeError(f"stored is {describe(stored)}; wanted True, False or None.")
+    # Jitted where f is known again, or its loops were compiled anew at every call.
+    known = isinstance(f, Entrywise | jax.tree_util.Partial)
+    return (_cluster_jitted if known else _cluster)(
+        key, x, f, num_steps=num_steps, stored=stored, axis_name=axis_name
+    )
+
+
+def _cluster(
+    key: jax.Array,
+    x: jax.Array,
+    f: EntryFunction,
+    *,
+    num_steps: int,
+    stored: bool | None,
+    axis_name: str | None,
+) -> Clustering:
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     first, every = _gather(x, axis_name)
     start_key, mask_key = jax.random.split(key)
@@ -108,6 +125,11 @@ def clustering(
     num_steps = min(num_steps, every.shape[1])
     value, vector = top_eigenpair(matvec, start, num_steps, axis_name)
     return Clustering(jnp.where(vector < 0, -1, 1), value, vector)
+
+
+_cluster_jitted = jax.jit(
+    _cluster, static_argnames=("num_steps", "stored", "axis_name")
+)
 
 
 def _gather(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:

@@ -10,6 +10,8 @@ from jax import lax
 
 from ...core import check_integer, is_concrete
 from ._entrywise import Entrywise, binarize, linear, quantize_entries, sparsify
+from ._law import check_arguments
+from ._moments import Moments
 from ._prediction import Prediction, predict
 
 _POINTS = 65
@@ -45,6 +47,11 @@ def best_threshold(family: Family, *, upper: float = _UPPER) -> tuple[Any, Any]:
     """
     if not upper > 0:
         raise ValueError(f"upper is {upper}; wanted the end of an interval, above 0.")
+    return _best(family, upper)
+
+
+def _best(family: Family, upper: Any) -> tuple[Any, Any]:
+    """`best_threshold`, unchecked."""
 
     def ratio(s: jax.Array) -> jax.Array:
         a1, _, nu = family(s).moments
@@ -117,41 +124,65 @@ def _cheapest(
     max_error: float, c: float, snr: float, value_bits: int, max_bits: int
 ) -> Choice:
     """Of the functions that are good enough the one of least cost."""
-
-    def cost(f: Entrywise) -> float:
-        return float(f.kept) * (f.bits or value_bits)
-
-    def good(f: Entrywise) -> Any:
-        return predict(f.moments, c=c, snr=snr).error <= max_error
-
-    found = [linear()]
-    if not good(found[0]):
+    moments = linear().moments
+    check_arguments(moments, c, snr=snr)
+    least = _predict(moments, c, snr).error
+    if not least <= max_error:
         raise ValueError(
             f"max_error is {max_error}, while with all entries as they are a share of "
-            f"{predict(found[0].moments, c=c, snr=snr).error:.4g} is predicted to be "
-            f"wrong at c={c}, snr={snr}; wanted data that tell more: a larger snr, or "
-            f"more samples (a smaller c)."
+            f"{least:.4g} is predicted to be wrong at c={c}, snr={snr}; wanted data "
+            f"that tell more: a larger snr, or more samples (a smaller c)."
         )
-    found += _stretched(binarize, good) + _stretched(sparsify, good)
+    costs, makers = [float(value_bits)], [linear]
+    for family, bits in ((binarize, 1), (sparsify, value_bits)):
+        s, kept, good = _stretch(family, max_error, c, snr, _UPPER)
+        if good:
+            costs.append(float(kept) * bits)
+            makers.append(functools.partial(family, s))
     for bits in range(2, max_bits + 1):
-        if bits >= min(map(cost, found)):
+        if bits >= min(costs):
             break
-        family = functools.partial(quantize_entries, bits)
-        f = family(best_threshold(family)[0])
-        found += [f] if good(f) else []
-    f = min(found, key=cost)
-    return Choice(f, cost(f), predict(f.moments, c=c, snr=snr))
+        family = _quantizer(bits)
+        s, error = _quantized(family, c, snr, _UPPER)
+        if error <= max_error:
+            costs.append(float(bits))
+            makers.append(functools.partial(family, s))
+    cost = min(costs)
+    f = makers[costs.index(cost)]()
+    return Choice(f, cost, _predict(f.moments, c, snr))
 
 
-def _stretched(
-    family: Family, good: Callable[[Entrywise], jax.Array]
-) -> list[Entrywise]:
-    """The function of the largest threshold that is good, if one is."""
-    best, _ = best_threshold(family)
-    if not good(family(best)):
-        return []
-    upper = jnp.full_like(best, _UPPER)
-    return [family(_halve(lambda s: good(family(s)), best, upper)[0])]
+# Jitted, or every call compiled its searches anew; `upper` is an argument, or all that
+# does not depend on one were evaluated op by op where `cheapest` calls it.
+@functools.partial(jax.jit, static_argnames="family")
+def _quantized(family: Family, c: Any, snr: Any, upper: Any) -> tuple[Any, Any]:
+    """The best threshold, and the predicted error there."""
+    s, _ = _best(family, upper)
+    return s, predict(family(s).moments, c=c, snr=snr).error
+
+
+@jax.jit
+def _predict(moments: Moments, c: Any, snr: Any) -> Prediction:
+    return predict(moments, c=c, snr=snr)
+
+
+@functools.partial(jax.jit, static_argnames="family")
+def _stretch(
+    family: Family, max_error: Any, c: Any, snr: Any, upper: Any
+) -> tuple[Any, ...]:
+    """The largest threshold that is good, the share kept, whether there is one."""
+
+    def good(s: jax.Array) -> jax.Array:
+        return predict(family(s).moments, c=c, snr=snr).error <= max_error
+
+    best, _ = _best(family, upper)
+    s, _ = _halve(good, best, jnp.full_like(best, upper))
+    return s, family(s).kept, good(best)
+
+
+@functools.cache  # one function, which jit knows again
+def _quantizer(bits: int) -> Family:
+    return functools.partial(quantize_entries, bits)
 
 
 def _halve(
