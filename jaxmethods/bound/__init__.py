@@ -18,6 +18,7 @@ Bounds are rounded outward: what the arithmetic of the bound itself may have los
 added, so that they hold in float32 as in float64.
 """
 
+from . import ensemble as ensemble
 from ._derivatives import Monotonicity as Monotonicity
 from ._derivatives import lipschitz as lipschitz
 from ._derivatives import monotonicity as monotonicity
