@@ -1,10 +1,12 @@
 """Sets up jax before any array exists: 8 CPU devices, strict checks, a warm cache."""
 
+import gc
 import os
 from pathlib import Path
 
 import jax
 import pytest
+from jax._src import compiler
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
 
@@ -15,7 +17,28 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_debug_key_reuse", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(CACHE / "jaxmethods-tests"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+# Compiled programs and jaxprs are millions of objects that stay: scanning them every
+# 700 allocations took a tenth of the time.
+gc.set_threshold(100_000, 20, 50)
+
+_of_jax = compiler.get_compile_options
+
+
+def _options(*args, **kwargs):
+    options = _of_jax(*args, **kwargs)
+    if compiler._DISABLE_MOST_OPTIMIZATIONS.value:
+        options.env_option_overrides = [
+            *options.env_option_overrides,
+            # XLA's former way to write loops compiles in half the time.
+            ("xla_cpu_use_fusion_emitters", False),
+            ("xla_cpu_parallel_codegen_split_count", 1),
+        ]
+    return options
+
+
+# jax takes options of XLA for a whole process, or for one jit; not for a while.
+compiler.get_compile_options = _options
 
 
 @pytest.fixture(autouse=True)
