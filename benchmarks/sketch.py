@@ -26,43 +26,41 @@ the floor, ours over the floor (a read where no other is named), MB of temporari
 of peers:
 
     1e6 x 100, m = 1000         ours  floor          GB/s    MB
-    countsketch                   17   12   1.4        24   1.8  csc 26, CWT 132,
-                                                                 projection 128
-    sparse_stack, k = 4           37   12   3.0        11   4.8  csc 63, projection 434
-    sparse_stack, k = 8           72   14   5.3       5.6   8.8  csc 89, projection 847
-    SparseColumns given, k = 1    51   13   4.0       7.9     0  csc 26
-    SparseColumns given, k = 4   110   13   8.4       3.6   0.4  csc 65
-    less, s = 64 (default)        17   13   1.3        24    12  csr 8.2, drawn 30
-    less, s = 100                 22   12   1.9        18    13  csr 12, drawn 40
-    less_uniform, s = 100        5.3   12   0.4        76   1.2  csr 12, drawn 12
-    sample_rows                  2.7   13   0.2       147    12  csr 0.3, drawn 7.2
-    srht                        1450   27   56        0.3   839  numpy 2670
-    S.T @ Y, k = 1               150  185   0.8 fills 2.7     0  csr 32
-    S.T @ Y, k = 4               197  192   1.0 fills 2.0    16  csr 63
+    countsketch                   17   12   1.4        24   1.8  csc 25, CWT 127,
+                                                                 projection 126
+    sparse_stack, k = 4           35   12   2.9        11   4.8  csc 60, projection 431
+    sparse_stack, k = 8           67   12   5.6       6.0   8.8  csc 86, projection 827
+    SparseColumns given, k = 1    46   12   3.8       8.7     0  csc 25
+    SparseColumns given, k = 4   108   12   8.9       3.7   0.4  csc 60
+    less, s = 64 (default)       6.4   12   0.5        63    12  csr 8.5, drawn 28
+    less, s = 100                9.6   12   0.8        42    12  csr 13, drawn 40
+    less_uniform, s = 100        4.8   11   0.4        84   1.2  csr 10, drawn 11
+    sample_rows                  1.5   12   0.1       263    12  csr 0.3, drawn 6.7
+    srht                         590   19   32        0.7   839  numpy 1206
+    S.T @ Y, k = 1               147  184   0.8 fills 2.7     0  csr 31
+    S.T @ Y, k = 4               205  162   1.3 fills 2.0    16  csr 59
 
     2^18 x 256, m = 1024
-    countsketch                  9.9  8.0   1.3        27   2.1  csc 13, CWT 71,
-                                                                 projection 81
-    sparse_stack, k = 4           26  8.0   3.2        11   2.1  csc 45, projection 276
-    sparse_stack, k = 8           49  8.6   5.6       5.5   4.2  csc 66, projection 572
-    less, s = 64 (default)        17  7.5   2.3        16   6.6  csr 17, drawn 32
-    less_uniform, s = 64         7.0  7.4   0.9        39   0.8  csr 16, drawn 15
-    sample_rows                  1.5  7.4   0.2       182   2.1  csr 0.4, drawn 2.6
-    srht                         456   13   34        0.6   537  numpy 727
+    countsketch                   10  7.8   1.3        27   2.1  csc 12, CWT 68,
+                                                                 projection 69
+    sparse_stack, k = 4           25  7.4   3.4        11   2.1  csc 44, projection 231
+    sparse_stack, k = 8           47  8.4   5.6       5.7   4.2  csc 62, projection 455
+    less, s = 64 (default)       9.0  7.6   1.2        30   3.9  csr 16, drawn 29
+    less_uniform, s = 64         7.0  7.5   0.9        39   0.8  csr 16, drawn 14
+    sample_rows                  0.6  7.5   0.1       417   2.1  csr 0.6, drawn 2.4
+    srht                         352   12   29        0.8   537  numpy 672
 
     1e5 x 100, m = 1000
-    gaussian                     541  166   3.2 products    2.7  projection 191, with
-                                                                 its fit 2950
-    rademacher                   267  166   1.6 products    2.7  numpy 937
+    gaussian                     521  166   3.1 products    2.7  projection 179, with
+                                                                 its fit 2276
+    rademacher                   245  153   1.6 products    2.7  numpy 733
 
     2^18 x 64
-    walsh_hadamard                58   30   1.9 copies      2.4  numpy 186, fht-cpu 47,
+    walsh_hadamard                53   28   1.9 copies      2.4  numpy 182, fht-cpu 47,
                                                                  by columns 14
 
-With s = d = 100 LESS takes 1.9 reads, with its default s 1.3. Of the 22 ms 17 draw 1e5
-rows by their scores and 5 add them up, 12 of scipy's csr product where nothing is
-drawn. Where the buckets of a sparse sketch are given, csc takes half as long as ours,
-and its transpose a third: fewer new pages.
+Where the buckets of a sparse sketch are given, csc takes half as long as ours, and its
+transpose a quarter: fewer new pages. fht-cpu was measured in an earlier run.
 """
 
 import importlib
