@@ -76,8 +76,9 @@ def test_crown_is_exact_and_ibp_contains(name, x64):
 
 
 @pytest.mark.parametrize("name", AFFINE)
-def test_linear_part_and_offset_make_up_the_node(name):
-    x = jnp.asarray(X, jnp.float32)
+def test_linear_part_and_offset_make_up_the_node(name, x64):
+    # In double precision as above: jax keeps the dtype that a numpy constant had.
+    x = jnp.asarray(X)
     for node in core.flatten(AFFINE[name], x).nodes:
         assert is_affine(node) and not is_bilinear(node)
         values = [
