@@ -3,7 +3,8 @@
 `sketch` random projections as operators; `quantize` low-bit training with unbiased
 gradients; `bound` guaranteed bounds of any function over sets; `influence` which
 training example moved a prediction; `shard` hybrid parallelism and compressed
-exchange on meshes. `robust` holds attacks, `data` readers of data files.
+exchange on meshes. `robust` holds attacks, `rl` agents whose observations are
+perturbed, `data` readers of data files.
 
 Example:
     >>> import jaxmethods
@@ -17,10 +18,19 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from . import bound, data, influence, quantize, robust, shard, sketch
+    from . import bound, data, influence, quantize, rl, robust, shard, sketch
 
-_PACKAGES = ("bound", "data", "influence", "quantize", "robust", "shard", "sketch")
-__all__ = ["__version__", "bound", "data", "influence", "quantize", "robust"]
+_PACKAGES = (
+    "bound",
+    "data",
+    "influence",
+    "quantize",
+    "rl",
+    "robust",
+    "shard",
+    "sketch",
+)
+__all__ = ["__version__", "bound", "data", "influence", "quantize", "rl", "robust"]
 __all__ += ["shard", "sketch"]
 
 

@@ -1,0 +1,39 @@
+"""How does an agent act when what it observes is perturbed?
+
+An adversary shows the policy another state, within eps of the true one; the environment
+goes on from the true one. All functions take one state (batch with `vmap`) and plain
+functions as policies and critics; environments and training loops are the user's.
+
+Penalties make an agent robust in training: add `sa_ppo`, `sa_ddpg` or `sa_dqn` to the
+loss that you have, with eps growing from 0 (`bound.eps_schedule`). The solver "convex"
+trains on bounds, the other one on the worst state that it finds.
+
+Attacks show how bad it gets, from below: `random_attack`, `critic_attack`,
+`greedy_attack`, `mad_attack`, and `sarsa_attack` with a critic learned by
+`robust_sarsa`; report the worst of them. Certificates do from above: `action_margin`,
+`action_change`.
+
+Where states are few, all is exact: `state_value`, `worst_case_value`,
+`adversary_process`, and `value_gap_bound`, the theorem behind the penalties.
+
+eps is in units of the state. Where states are normalized by a running mean and
+deviation, normalize inside the policy and pass eps times the deviation, or call with
+normalized states; an entry with deviation 0 has radius 0.
+"""
+
+from ._attacks import critic_attack as critic_attack
+from ._attacks import greedy_attack as greedy_attack
+from ._attacks import mad_attack as mad_attack
+from ._attacks import random_attack as random_attack
+from ._attacks import sarsa_attack as sarsa_attack
+from ._certificates import action_change as action_change
+from ._certificates import action_margin as action_margin
+from ._finite import WorstCase as WorstCase
+from ._finite import adversary_process as adversary_process
+from ._finite import state_value as state_value
+from ._finite import value_gap_bound as value_gap_bound
+from ._finite import worst_case_value as worst_case_value
+from ._penalties import sa_ddpg as sa_ddpg
+from ._penalties import sa_dqn as sa_dqn
+from ._penalties import sa_ppo as sa_ppo
+from ._robust_sarsa import robust_sarsa as robust_sarsa
