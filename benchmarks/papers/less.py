@@ -28,11 +28,10 @@ others: the mean of q such inverses times the gradient; its squared error in the
 the Hessian over that of the exact step, with the scalar and without, m = 64, and by
 `inverse_gram(workers=q)`. `--quick` takes the digits that ship with the package.
 
-Last result, one x86_64 core (busy), jax 0.10, 591 s (409 CPU s); eps with its 95 %
+Last result, one x86_64 core (busy), jax 0.10, 312 s (296 CPU s); eps with its 95 %
 interval in brackets (where there is none, +- 0.009 at m = 128 and 0.006 at 256, of the
 dense and of coherent row samples 0.013 and 0.009), and the share of draws lost where
-that is above 1 %. Corrected weights are missing on the coherent matrix: that run had
-them refused for rows of zeros, whose leverage the script has since set to 0.
+that is above 1 %.
 
     coherent: largest leverage 0.95, 298 times the mean, 29 rows above 0.1
                         m = 32            64                128              256
@@ -52,6 +51,8 @@ them refused for rows of zeros, whose leverage the script has since set to 0.
                         74 % lost         11 % lost
     - approximate       14 [11, inf]      1.7 [1.1, 2.3]    0.052 [.03, .07] 0.018
                         71 % lost         9 % lost
+    - corrected         26 [21, inf]      1.9 [1.2, 2.5]    0.038 [.02, .06] 0.008
+                        69 % lost         9 % lost
 
     incoherent: largest leverage 0.010, 3.3 times the mean
     gaussian            0.031 [0, .07]    0.019 [0, .04]    0.013            0.006
@@ -88,6 +89,7 @@ Squared error of the averaged step, coherent; half the 95 % interval is 2 % at q
     inverse_gram, less  0.410     0.107    0.025    0.0062   0.0020
     countsketch         2.8       0.72     0.19     0.060    0.031
     sample_rows         47        12       3.1      0.93     0.34
+    - corrected         114       29       7.5      2.5      1.0
 
 Without the scalar the error stops at the square of the bias. With it the error falls as
 1 / q, that of LESS nearly: at q = 256 a quarter is bias.
