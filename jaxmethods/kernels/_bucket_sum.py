@@ -62,6 +62,8 @@ def _add_in_place(rows, bucket, sign, *, size):
 
 
 def _add_slice(total, row, at):
+    # XLA clamps to the last row in the type of the index, which need not hold it.
+    at = at.astype(jnp.int32)
     old = jax.lax.dynamic_slice_in_dim(total, at, 1)
     return jax.lax.dynamic_update_slice_in_dim(total, old + row, at, axis=0)
 

@@ -253,7 +253,7 @@ class HadamardWindow:
 
     def _sampled(self, rows: jax.Array, which: int) -> jax.Array:
         """Our rows of the transform of the first or second block."""
-        picked = kernels.walsh_hadamard(rows)[self.rows % len(rows)]
+        picked = kernels.walsh_hadamard(rows)[self.rows.astype(jnp.int32) % len(rows)]
         return picked * self._parity(which, picked.dtype)
 
     def _spread(self, sums: jax.Array, which: int) -> jax.Array:
@@ -261,7 +261,9 @@ class HadamardWindow:
         block = self._block()[0]
         room = jax.lax.full_like(sums, 0, shape=(block, sums.shape[1]))
         signed = sums * self._parity(which, sums.dtype)
-        return kernels.walsh_hadamard(room.at[self.rows % block].add(signed))
+        return kernels.walsh_hadamard(
+            room.at[self.rows.astype(jnp.int32) % block].add(signed)
+        )
 
     def _parity(self, which: int, dtype: Any) -> jax.Array:
         """The sign (m, 1) of each of our rows in the first or second block."""

@@ -12,11 +12,17 @@ from ..core import (
     check_choice,
     check_integer,
     check_key,
-    check_nonnegative,
     describe,
     is_concrete,
 )
-from ._matrices import check_finite, check_matrix, in_float32, product, seen_finite
+from ._matrices import (
+    check_finite,
+    check_matrix,
+    check_ridge,
+    in_float32,
+    product,
+    seen_finite,
+)
 from ._operator import check_sketch_shape
 from ._random_entries import gaussian, rademacher
 from ._row_sampling import less, less_uniform, sample_rows
@@ -111,7 +117,7 @@ def inverse_gram(
     check_choice(family, FAMILIES, "family")
     check_sketch_shape(m, len(matrix))
     check_integer(workers, "workers", 1)
-    check_nonnegative(ridge, "ridge")
+    check_ridge(ridge)
     mean = _mean(
         key,
         in_float32(matrix),
@@ -181,6 +187,11 @@ def sketcher(
         ValueError: m is too small for the family and d, or the family has no scalar.
     """
     n, d = num_rows(A, axis_name), A.shape[1]
+    if ridge is None and n < d:
+        raise ValueError(
+            f"the matrix has {n} rows and {d} columns, so that its Gram matrix has no "
+            f"inverse; wanted no fewer rows than columns, or a ridge."
+        )
     draws = max(2, min(d, _MOST_DRAWS))  # a single one has no scalar
     scores: Any = None
     if family in ("less", "sample_rows"):

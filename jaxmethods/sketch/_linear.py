@@ -39,10 +39,18 @@ def linear_apply(operator: Any, matrix: jax.Array, *, transposed: bool) -> jax.A
 
 
 class _Form(NamedTuple):
-    """What of an operator is static; `impls` has None for a leaf that is no key."""
+    """What of an operator is static.
+
+    Attributes:
+        treedef: Its structure.
+        impls: Of its keys; None for a leaf that is no key.
+        name: The structure in words: structures of different dataclasses with equal
+            fields are equal to jax, and one would be taken for the other.
+    """
 
     treedef: Any
     impls: tuple[Any, ...]
+    name: str
 
 
 def _flatten(operator: Any) -> tuple[list[jax.Array], _Form]:
@@ -57,7 +65,7 @@ def _flatten(operator: Any) -> tuple[list[jax.Array], _Form]:
     paired = list(zip(leaves, keys, strict=True))
     impls = tuple(jax.random.key_impl(x) if is_key else None for x, is_key in paired)
     arrays = [jax.random.key_data(x) if is_key else x for x, is_key in paired]
-    return arrays, _Form(treedef, impls)
+    return arrays, _Form(treedef, impls, str(treedef))
 
 
 def _unflatten(arrays: Any, form: _Form) -> Any:

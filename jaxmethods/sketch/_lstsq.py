@@ -88,10 +88,12 @@ def lstsq(
     """
     check_key(key)
     A, b, dtype = _check(A, b, axis_name)
-    (x, residual, error, rank), finite = _solve(key, A, b, axis_name=axis_name)
+    # Of size 1, so that no square of a residual under- or overflows.
+    size = _size(b, axis_name)
+    (x, residual, error, rank), finite = _solve(key, A, b / size, axis_name=axis_name)
     for value, source, name in zip(finite, (A, b), "Ab", strict=True):
         refuse_unless(value, source, name)
-    x, residual, error = (v.astype(dtype) for v in (x, residual, error))
+    x, residual, error = ((size * v).astype(dtype) for v in (x, residual, error))
     return Solution(x, residual, error, rank)
 
 
@@ -131,6 +133,16 @@ def _solve(
     error = jax.lax.stop_gradient(jnp.linalg.norm(pull(A, N, left)))
     finite = [jnp.isfinite(value).all() for value in sketched]
     return Solution(x, residual, error, rank), finite
+
+
+def _size(b: jax.Array, axis_name: Any) -> jax.Array:
+    """A power of two, so that nothing is rounded, near the largest entry; or 1."""
+    largest = jax.lax.stop_gradient(jnp.abs(b).max())
+    if axis_name is not None:
+        largest = jax.lax.pmax(largest, axis_name)
+    usable = jnp.isfinite(largest) & (largest > 0)
+    exponent = jnp.frexp(jnp.where(usable, largest, 1))[1]
+    return jnp.ldexp(jnp.ones_like(largest), exponent)
 
 
 def _check(A: Any, b: Any, axis_name: Any) -> tuple[jax.Array, jax.Array, Any]:

@@ -4,12 +4,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental.sparse import JAXSparse
 
-from ..core import check_floating, describe, is_concrete
+from ..core import check_floating, check_nonnegative, describe, is_concrete
 
 
 def check_matrix(matrix: Any, name: str) -> jax.Array:
     """Returns a floating matrix with entries, or raises TypeError or ValueError."""
+    if isinstance(matrix, JAXSparse):
+        raise TypeError(
+            f"{name} is a sparse {type(matrix).__name__}{list(matrix.shape)}; wanted a "
+            f"dense matrix: only products of operators take BCOO; {name}.todense() "
+            f"makes one."
+        )
     array = check_floating(matrix, name)
     if array.ndim != 2 or not array.size:
         raise ValueError(
@@ -17,6 +25,18 @@ def check_matrix(matrix: Any, name: str) -> jax.Array:
             f"one column (for a batch of matrices use jax.vmap)."
         )
     return array
+
+
+def check_ridge(ridge: Any) -> None:
+    """Raises unless `ridge` is a real scalar, finite and 0 or more where it is seen."""
+    if jnp.ndim(ridge):
+        raise ValueError(
+            f"ridge is {describe(ridge)}; wanted a scalar: for one a column scale the "
+            f"columns of the matrix."
+        )
+    check_nonnegative(ridge, "ridge")
+    if is_concrete(ridge) and not np.isfinite(np.asarray(ridge)):
+        raise ValueError(f"ridge is {ridge}; wanted a finite number.")
 
 
 def check_finite(value: jax.Array, source: jax.Array, name: str) -> None:

@@ -16,11 +16,10 @@ from ..core import (
     check_floating,
     check_integer,
     check_key,
-    check_nonnegative,
     describe,
 )
 from ._inverse_gram import FAMILIES, known_ridge, sketcher
-from ._matrices import check_matrix, in_float32, seen_finite
+from ._matrices import check_matrix, check_ridge, in_float32, seen_finite
 from ._operator import check_sketch_shape
 
 
@@ -199,7 +198,7 @@ def scale_by_newton_sketch(
     """
     check_key(key)
     check_choice(family, FAMILIES, "family")
-    check_nonnegative(ridge, "ridge")
+    check_ridge(ridge)
 
     def init(params: Any) -> NewtonSketchState:
         flat, _ = ravel_pytree(params)
@@ -256,7 +255,8 @@ def _check_root(root: Any, params: Any, num_params: int) -> jax.Array:
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
     if form == jax.tree.structure(params) and shapes:
         rows = jnp.shape(parts[0])[:1]
-        if [jnp.shape(part) for part in parts] == [(*rows, *s) for s in shapes]:
+        wanted = [(*rows, *shape) for shape in shapes]
+        if rows and [jnp.shape(part) for part in parts] == wanted:
             columns = [check_floating(part, "root(params)") for part in parts]
             columns = [x.reshape(*rows, math.prod(x.shape[1:])) for x in columns]
             root = jnp.concatenate(columns, axis=1)

@@ -6,8 +6,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core import check_key, check_nonnegative
-from ._matrices import check_finite, check_matrix, in_float32, product, reciprocals
+from ..core import check_key
+from ._matrices import (
+    check_finite,
+    check_matrix,
+    check_ridge,
+    in_float32,
+    product,
+    reciprocals,
+)
 from ._operator import check_unsharded
 from ._random_entries import gaussian
 from ._sharded_rows import apply_rows, num_rows
@@ -143,7 +150,7 @@ def _check(A: Any, ridge: Any) -> tuple[jax.Array, jax.Array]:
     """A, and A in float32 or wider."""
     matrix = check_matrix(A, "A")
     check_unsharded(matrix, "A")
-    check_nonnegative(ridge, "ridge")
+    check_ridge(ridge)
     return matrix, in_float32(matrix)
 
 
@@ -172,6 +179,8 @@ def _scaled(R: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     Leverage does not depend on the scale of columns; what counts as rank would.
     """
-    norm = jax.lax.stop_gradient(jnp.linalg.norm(R, axis=0))
+    largest = jnp.abs(jax.lax.stop_gradient(R)).max(0)
+    largest = jnp.where(largest == 0, 1, largest)  # outside, or squares overflow
+    norm = largest * jnp.linalg.norm(jax.lax.stop_gradient(R) / largest[None], axis=0)
     norm = jnp.where(norm == 0, 1, norm)
     return R / norm[None], norm

@@ -75,7 +75,7 @@ class SparseColumns:
         """`S^T Y` of a floating matrix, unchecked."""
         stacks = split_stacks(matrix, len(self.bucket))
         out = (
-            stack[bucket] * sign[:, None].astype(stack.dtype)
+            stack[bucket.astype(jnp.int32)] * sign[:, None].astype(stack.dtype)
             for stack, bucket, sign in zip(stacks, self.bucket, self.sign, strict=True)
         )
         return sum(out, start=jnp.zeros((), stacks.dtype)).astype(matrix.dtype)
@@ -86,7 +86,8 @@ class SparseColumns:
         dtype = jnp.promote_types(matrix.dtype, jnp.float32)
         row, column = matrix.indices.T
         # What pads a BCOO matrix stands past its last row, and falls out here.
-        bucket = self.bucket.at[:, row].get(mode="fill", fill_value=size)
+        bucket = self.bucket.at[:, row].get(mode="clip").astype(jnp.int32)
+        bucket = jnp.where((row < self.bucket.shape[1])[None], bucket, size)
         sign = self.sign.at[:, row].get(mode="fill", fill_value=0).astype(dtype)
         stack = jnp.arange(len(bucket))[:, None]
         room = jnp.zeros((len(bucket), size, matrix.shape[1]), dtype)

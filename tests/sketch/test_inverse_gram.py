@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.sparse import BCOO
 
 from jaxmethods import sketch
 
@@ -176,3 +177,11 @@ def test_errors():
         run(key, A.astype(int), M)
     with pytest.raises(TypeError, match=r"jax.random.key\(0\)"):
         run(0, A, M)
+    with pytest.raises(ValueError, match=r"3 rows and 6 columns.*or a ridge"):
+        sketch.inverse_gram(jax.random.key(7), jnp.ones((3, 6)), 24)
+    with pytest.raises(ValueError, match=r"ridge is float32\[3\]; wanted a scalar"):
+        sketch.inverse_gram(jax.random.key(7), jnp.ones((9, 3)), 24, ridge=jnp.ones(3))
+    with pytest.raises(ValueError, match="ridge is inf; wanted a finite number"):
+        sketch.inverse_gram(jax.random.key(7), jnp.ones((9, 3)), 24, ridge=jnp.inf)
+    with pytest.raises(TypeError, match=r"sparse BCOO\[9, 3\]; wanted a dense matrix"):
+        sketch.inverse_gram(jax.random.key(7), BCOO.fromdense(jnp.ones((9, 3))), 24)

@@ -167,3 +167,13 @@ def test_errors():
         sketch.lstsq(key, A, b.astype(int))
     with pytest.raises(TypeError, match=r"jax.random.key\(0\)"):
         sketch.lstsq(jnp.zeros(2, jnp.uint32), A, b)
+
+
+def test_the_size_of_b_does_not_matter():
+    A, b = (np.float32(v) for v in problem(240, 3))
+    want = solve(jax.random.key(0), A, b)
+    for power in (-100, -60, 60, 100):  # squares of 2^-100 and 2^100 are 0, infinite
+        got = solve(jax.random.key(0), A, b * np.float32(2.0) ** power)
+        for name in ("x", "residual", "error"):
+            scaled = np.float64(getattr(got, name)) / 2.0**power
+            np.testing.assert_array_equal(scaled, getattr(want, name), err_msg=name)

@@ -198,3 +198,10 @@ def test_errors_of_a_root_that_is_a_pytree():
     method = sketch.scale_by_newton_sketch(jax.random.key(1), lambda p: whole, 16)
     with pytest.raises(TypeError, match=r"root\(params\) is int32\[9\]"):
         method.update(params, method.init(params), params)
+
+
+def test_a_gradient_is_no_root():
+    method = sketch.scale_by_newton_sketch(jax.random.key(8), lambda x: 2 * x, 4)
+    params = jnp.float32(3.0)
+    with pytest.raises(ValueError, match=r"root\(params\) is float32\[\].*a matrix"):
+        method.update(params, method.init(params), params)

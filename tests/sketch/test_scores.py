@@ -95,3 +95,11 @@ def test_errors_of_leverage(score):
         score(jnp.ones((4, 2)).at[1, 1].set(jnp.nan))
     with pytest.raises(ValueError, match=r"ridge is -1.0; wanted 0 or more"):
         score(jnp.ones((4, 2)), ridge=-1.0)
+
+
+@pytest.mark.parametrize("power", [-80, 70, 120])
+def test_scores_do_not_depend_on_the_size_of_the_matrix(power):
+    A = jax.random.normal(jax.random.key(5), (40, 3))
+    scaled = A * jnp.float32(2.0) ** power
+    for score in (leverage_scores, approximate):
+        np.testing.assert_allclose(score(scaled), score(A), rtol=1e-4, atol=1e-6)

@@ -4,10 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.sparse import BCOO
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from jaxmethods.sketch import SparseColumns, countsketch, sparse_stack
+from jaxmethods.sketch import (
+    BlockRoll,
+    Hadamard,
+    SparseColumns,
+    countsketch,
+    sparse_stack,
+)
 
 from .derivatives import check_derivatives
 
@@ -157,3 +164,24 @@ def test_errors_of_construction():
         SparseColumns(ones, ones[:, :5], 4) @ jnp.ones(6)
     with pytest.raises(ValueError, match="m is 5 and k is 2"):
         SparseColumns(jnp.zeros((2, 6), jnp.int32), jnp.ones((2, 6)), 5).dense()
+
+
+def test_integers_that_do_not_hold_the_number_of_rows():
+    r = np.random.default_rng(9)
+    place, sign = r.integers(0, 128, 30), r.choice([-1, 1], 30)
+    operators = {
+        dtype: (
+            SparseColumns(place[None].astype(dtype), sign[None], 512),
+            BlockRoll(sign.astype(np.int8), place[:1].astype(dtype), 300),
+            Hadamard(np.ones(200, np.int8), place.astype(dtype), 200),
+        )
+        for dtype in (np.int32, np.int8)
+    }
+    A = r.standard_normal((200, 3)).astype(np.float32)
+    for few, many in zip(operators[np.int8], operators[np.int32], strict=True):
+        rows = A[: many.shape[1]]
+        np.testing.assert_allclose(few @ rows, many @ rows, rtol=1e-6)
+        np.testing.assert_allclose(few.dense(), many.dense(), rtol=1e-6)
+        np.testing.assert_allclose(few @ BCOO.fromdense(rows), many @ rows, rtol=1e-5)
+        Y = r.standard_normal((many.shape[0], 2)).astype(np.float32)
+        np.testing.assert_allclose(few.T @ Y, many.T @ Y, rtol=1e-6)
