@@ -91,6 +91,7 @@ closer on one device when the rows of a batch change places.
 
 import json
 import os
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -268,7 +269,9 @@ def study_crossing(net: Vgg, members: tuple[int, ...]) -> list[dict[str, Any]]:
         last, more = 8, int(2 * crossing)  # planned as split, planned as a whole
         while more - last > 1:
             middle = (last + more) // 2
-            plan = planned(net, k, middle)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of nothing to split
+                plan = planned(net, k, middle)
             chosen = any(row.choice != "replicate" for row in plan.rows)
             last, more = (middle, more) if chosen else (last, middle)
         images = round(crossing)

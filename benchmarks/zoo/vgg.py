@@ -108,11 +108,7 @@ def by_hand(net: Vgg, plan: shard.Plan, scheme: str) -> Callable[[Any, Any], jax
 
     def own(params: Any, images: jax.Array) -> jax.Array:
         pair = "dense0", "dense0_bias", "dense1", "dense1_bias"
-        # A parameter that groups hold alike has its gradient summed over them where it
-        # is used, here in every round of a scheme; one that varies, once, outside.
-        k0, b0, k1, b1 = (
-            jax.lax.pcast(params[name], "data", to="varying") for name in pair
-        )
+        k0, b0, k1, b1 = (params[name] for name in pair)
 
         def split(rows: jax.Array) -> jax.Array:
             hidden = net.rectify(shard.column_dense(rows, k0, b0))

@@ -130,7 +130,10 @@ def adacomp(
             residue. With the default bins, 4 to 8 slots hold what training sends:
             50 to 25 times fewer bytes than float32 on convolutions, 250 to 125 times
             on dense layers. None: every entry fits, as a ternary digit of 1.6 bits, 20
-            times fewer bytes whatever is sent.
+            times fewer bytes whatever is sent. By `exchange` a worker sends
+            N - 1 messages, in a mean 2 (N - 1) / N times its gradients: without slots
+            that is 40 / N times less, and no less from N = 40 on; with 8 slots 50 / N
+            times on convolutions and 250 / N times on dense layers.
         scale_factor: Weight of the latest gradient in H, 0 or more; more sends more.
         implementation: "xla" or "pallas", as in `jaxmethods.kernels.bin_slots`: a
             kernel for TPUs, for slots of bins of 128, 256, ... 2048.

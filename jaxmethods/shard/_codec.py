@@ -65,6 +65,16 @@ def nbytes(message: Any) -> int:
     return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
+def check_codec(codec: Any) -> None:
+    """Raises TypeError unless a codec has the three functions of a `Codec`."""
+    if all(hasattr(codec, name) for name in Codec._fields):
+        return
+    name = getattr(codec, "__name__", None)
+    if callable(codec) and name:
+        raise TypeError(f"codec is the function {name}; wanted a Codec: call {name}().")
+    raise TypeError(f"codec is {codec!r}; wanted a Codec, such as adacomp().")
+
+
 def decode(message: Any) -> Any:
     """The dense tree of a message whose parts, one a leaf, have a method `dense`."""
     return jax.tree.map(

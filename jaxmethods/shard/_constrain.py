@@ -67,8 +67,8 @@ def batch_spec(x: Any, axes: Sequence[str]) -> P:
     return P(tuple(axes)) if _has_examples(x) else P()
 
 
-def check_batch(batch: Any, devices: int) -> int:
-    """The number of examples in a batch.
+def check_batch(batch: Any, devices: int, name: str = "batch") -> int:
+    """The number of examples in a batch, which errors call by name.
 
     Raises:
         ValueError: The leaves disagree, or the examples do not divide over devices.
@@ -77,13 +77,13 @@ def check_batch(batch: Any, devices: int) -> int:
     counts = {x.shape[0] for x in leaves}
     if len(counts) != 1:
         raise ValueError(
-            f"batch has leaves {[describe(x) for x in leaves]}; wanted one leading "
+            f"{name} has leaves {[describe(x) for x in leaves]}; wanted one leading "
             "axis of examples in all: put anything else in params or a closure."
         )
     count = counts.pop()
     if count % devices or not count:
         raise ValueError(
-            f"batch has {count} examples for {devices} devices; wanted a multiple: "
+            f"{name} has {count} examples for {devices} devices; wanted a multiple: "
             "drop or pad examples."
         )
     return count

@@ -21,6 +21,10 @@ def cut_gather(
     of that owner's entries, in the order in which they came, and so no places; the
     others' gradients are zero, and the owner adds up what arrives.
 
+    The result is alike on all workers, but `shard_map` takes it for one that varies
+    over the axis, as what comes from it must have gradients of each worker's own: name
+    the axis in `out_specs`, or reduce over it first.
+
     Args:
         x: floating (b, ...), a worker's own rows.
         threshold: scalar, 0 or more; may be traced, and takes no gradient.

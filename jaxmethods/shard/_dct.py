@@ -11,7 +11,7 @@ def dct(
     *,
     sparsity: float,
     life: int = 1,
-    capacity: int | None = None,
+    capacity: int | float | None = None,
     value: ValueCode | None = None,
     index: IndexCode | None = None,
 ) -> Codec:
@@ -30,7 +30,8 @@ def dct(
         life: steps between renewals of the thresholds, at least 1; the paper has about
             1000. Under `vmap` a threshold is computed at each step and thrown away.
         capacity: entries of a leaf that a message has room for, at least 1 (clipped to
-            the size of the leaf); the largest go first, the rest waits in the error.
+            the size of the leaf); a float, their share of each leaf, in (0, 1], of a
+            small leaf one entry; the largest go first, the rest waits in the error.
             None: all, so that nothing waits, and no byte is saved: dense zeros; with an
             index code that brings its own room, such as `LocalPlaces`, that room.
         value: how values travel, as in `compose`; None: `Float32()`.
@@ -45,7 +46,8 @@ def dct(
 
     Complexity:
         A message takes 8 bytes an entry of its capacity with `Int32Places`,
-        4 and an eighth an entry of the leaf with `BitMask`.
+        4 and an eighth an entry of the leaf with `BitMask`. XLA compiles for 1.5 s
+        of a CPU for each leaf of 1e4 entries, 3 s of 1e6; with `LocalPlaces` 1 and 2.4.
 
     Example:
         >>> import jax.numpy as jnp

@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from ..core import describe
 
@@ -28,6 +27,7 @@ def column_dense(
         ValueError: Shapes that do not match.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> column_dense(jnp.ones((2, 3)), jnp.ones((3, 4)), jnp.zeros(4)).shape
         (2, 4)
 
@@ -61,6 +61,7 @@ def row_dense(
         NameError: The axis is not bound.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> dense = jax.vmap(lambda x, w: row_dense(x, w, None, "model"),
         ...                  axis_name="model")
         >>> dense(jnp.ones((2, 5, 3)), jnp.ones((2, 3, 4)))[0, 0]
@@ -74,7 +75,10 @@ def row_dense(
 
 
 def _add_bias(y: jax.Array, bias: jax.Array | None) -> jax.Array:
-    return y if bias is None else y + jnp.broadcast_to(bias, y.shape)
+    if bias is None:
+        return y
+    # Not broadcast_to: its gradient would cross devices before its rows are summed.
+    return y + bias[(None,) * (y.ndim - 1)]
 
 
 def _check_dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> None:

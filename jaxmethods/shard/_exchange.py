@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from ..core import axis_size, vary_as
-from ._codec import Codec, add_decoded, decode
+from ._codec import Codec, add_decoded, check_codec, decode
 
 
 def exchange(codec: Codec, axis_name: Any) -> optax.GradientTransformation:
@@ -23,7 +23,9 @@ def exchange(codec: Codec, axis_name: Any) -> optax.GradientTransformation:
 
     Inside `shard_map`, gradients of replicated parameters come summed over the mesh,
     uncompressed, before any exchange: cast the parameters with
-    `jax.lax.pcast(params, axis_name, to="varying")` before `jax.grad`.
+    `jax.lax.pcast(params, axis_name, to="varying")` before `jax.grad`. In a chain the
+    exchange's part of the state is each worker's own, and is stacked outside; what
+    follows it, such as Adam's moments, is alike on all, like the parameters.
 
     Args:
         codec: How to compress, such as `adacomp()`.
@@ -33,18 +35,45 @@ def exchange(codec: Codec, axis_name: Any) -> optax.GradientTransformation:
         An `optax.GradientTransformation`; `init` needs no bound axis, `update` raises
         NameError where the axis is not bound. Updates keep the dtype of the gradients.
 
+    Raises:
+        TypeError: `codec` is no `Codec`.
+
     Example:
+        Two workers on one device, everything stacked:
+
         >>> from jaxmethods.shard import adacomp
-        >>> optimizer = optax.chain(exchange(adacomp(), "i"), optax.adam(1e-3))
-        >>> params = jnp.ones((2, 30, 4))  # of two workers
+        >>> optimizer = optax.chain(exchange(adacomp(), "data"), optax.adam(1e-3))
+        >>> params = jnp.ones((2, 30, 4))
         >>> state = jax.vmap(optimizer.init)(params)
-        >>> updates, state = jax.vmap(optimizer.update, axis_name="i")(params, state)
+        >>> updates, state = jax.vmap(optimizer.update, axis_name="data")(params, state)
         >>> bool((updates[0] == updates[1]).all())
         True
+
+        A worker a device; of the state only the exchange's part is stacked:
+
+        >>> from jax.sharding import PartitionSpec as P
+        >>> def step(w, state, x):
+        ...     own = jax.tree.map(lambda s: s[0], state[0]), state[1]
+        ...     varying = jax.lax.pcast(w, "data", to="varying")
+        ...     gradients = jax.grad(lambda w: ((x @ w) ** 2).mean())(varying)
+        ...     updates, own = optimizer.update(gradients, own, w)
+        ...     state = jax.tree.map(lambda s: s[None], own[0]), own[1]
+        ...     return optax.apply_updates(w, updates), state
+        >>> mesh = jax.sharding.Mesh(jax.devices(), ("data",))
+        >>> lies = P(), (P("data"), P())  # parameters, state
+        >>> step = jax.jit(jax.shard_map(
+        ...     step, mesh=mesh, in_specs=(*lies, P("data")), out_specs=lies))
+        >>> w, x = jnp.ones((30, 4)), jnp.ones((2 * mesh.size, 30))
+        >>> owed, moments = optimizer.init(w)
+        >>> stacked = jax.tree.map(lambda s: jnp.stack([s] * mesh.size), owed)
+        >>> w, state = step(w, (stacked, moments), x)
+        >>> w.shape, state[0].residue.shape == (mesh.size, 30, 4)
+        ((30, 4), True)
 
     References:
         Chen et al. 2017, arXiv:1712.02679, section 3.
     """
+    check_codec(codec)
 
     def init(params: Any) -> Any:
         return each_its_own(codec.init(params), axis_name)

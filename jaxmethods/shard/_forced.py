@@ -32,6 +32,11 @@ def forced_choices(
     forced: dict[int, str] = {}
     for prefix in sorted(wanted, key=len):
         choice = wanted[prefix]
+        if not any(path[: len(prefix)] == prefix for path in paths):
+            raise ValueError(
+                f"choices name {prefix}, which is no parameter; the known paths are "
+                f"{list(paths)}."
+            )
         check_choice(choice, CHOICES, f"the choice for {prefix}")
         below = choose_paths([prefix], paths)
         refusals = {

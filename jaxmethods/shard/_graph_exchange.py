@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ._codec import Codec
+from ._codec import Codec, check_codec
 from ._exchange import each_its_own, in_dtypes_of
 from ._graphs import Graph, check_workers
 
@@ -32,6 +32,7 @@ def graph_exchange(
         the gradients.
 
     Raises:
+        TypeError: `codec` is no `Codec`.
         ValueError: The graph cycles, or its degrees differ; in `update`, it has another
             size than the axis.
         NameError: In `update`, the axis is not bound.
@@ -50,6 +51,7 @@ def graph_exchange(
     References:
         Kadav and Kruus 2016, arXiv:1612.08608 (the gradient exchange over graphs).
     """
+    check_codec(codec)
     senders, used = graph.permutations
     if graph.cycles or not used.all():
         raise ValueError(

@@ -30,6 +30,11 @@ def initialize(
     A second call with the same arguments does nothing. `num_processes=1` and no address
     starts nothing, so that a program can run alone: it only sets the CPU devices.
 
+    With several CPU devices in a process read a result of every step, such as
+    `float(loss)`, before the next is called: devices share a pool of threads, and steps
+    that are in flight together can take all of them while each waits in a collective
+    for a device that has none, for ever.
+
     With the first three arguments the processes first meet at the address and then
     start jax's runtime there: a taken port, a process that does not come and two with
     one index are errors in all of them, where jax's runtime ends them with a signal.

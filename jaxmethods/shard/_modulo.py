@@ -1,11 +1,20 @@
 """From rows spread over a group to layers spread over it, and back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ..core import axis_size, check_choice, describe
+from ..core import (
+    Site,
+    axis_size,
+    check_choice,
+    describe,
+    interpret,
+    vary_as,
+    varying_axes,
+)
 
 
 def modulo_layer(
@@ -40,6 +49,9 @@ def modulo_layer(
     Complexity:
         Forward, a member sends (K - 1) B d numbers for A and C, twice that for B, and
         what `fn` sends; gathered rows take K B d numbers for A, B d a round for B, C.
+        Backward as much for the rows again, and once for the gradients of what `fn`
+        closes over: a round adds to them on its device, the sum over other mesh axes
+        follows the last. B and C trace `fn` twice.
 
     Example:
         >>> import jax.numpy as jnp
@@ -79,23 +91,74 @@ def _broadcast_rounds(
 ) -> jax.Array:
     me = jax.lax.axis_index(axis_name)
 
-    # Gathered rows are made again on the way back, or all rounds' would be kept.
-    @jax.checkpoint
     def sent_by(member: jax.Array) -> jax.Array:
         rows = jax.lax.psum(jnp.where(me == member, h, 0), axis_name)
         return fn(rows)
 
-    results = jax.lax.map(sent_by, jnp.arange(members))
+    axes = varying_axes(h) - {axis_name}
+    results = _rounds(sent_by, jnp.arange(members), axes)
     return jax.lax.dynamic_index_in_dim(results, me, keepdims=False)
 
 
 def _even_rounds(
     fn: Callable[[jax.Array], jax.Array], h: jax.Array, axis_name: str, members: int
 ) -> jax.Array:
-    @jax.checkpoint
     def round_of(rows: jax.Array) -> jax.Array:
         return _own(fn(jax.lax.all_gather(rows, axis_name, tiled=True)), axis_name)
 
     rounds = h.reshape(members, len(h) // members, *h.shape[1:])
-    results = jax.lax.map(round_of, rounds)
+    results = _rounds(round_of, rounds, varying_axes(h) - {axis_name})
     return results.reshape(len(h), *results.shape[2:])
+
+
+def _rounds(
+    body: Callable[[jax.Array], jax.Array], xs: jax.Array, axes: Collection[str]
+) -> jax.Array:
+    """Maps a body over rounds; gradients of what it closes over are summed once."""
+    if axes:
+        body = _with_varying_constants(body, xs[0], axes)
+    # Gathered rows are made again on the way back, or all rounds' would be kept.
+    return jax.lax.map(jax.checkpoint(body), xs)
+
+
+class _Kept(Exception):
+    """A constant is used where its type cannot be changed."""
+
+
+def _with_varying_constants(
+    body: Callable[[jax.Array], jax.Array], example: jax.Array, axes: Collection[str]
+) -> Callable[[jax.Array], jax.Array]:
+    """The same function, with what it closes over cast to vary over mesh axes.
+
+    `shard_map` casts a kernel that is alike on all of "data" where rows meet it, and
+    sums its gradient over "data" there: inside the loop, in each round. Where a
+    function with a derivative of its own casts inside, the body stays as it is.
+    """
+    closed = jax.make_jaxpr(body)(example)
+    own = jax.typeof(_varying_zero(axes))
+    constants = [vary_as(x, own) if _has_gradient(x) else x for x in closed.consts]
+
+    def cast(site: Site, x: Any) -> list[Any]:
+        return [vary_as(x, site.equation.outvars[0].aval)]
+
+    def keep(sentence: str) -> None:
+        raise _Kept(sentence)
+
+    def with_constants(x: jax.Array) -> jax.Array:
+        varying = closed.replace(consts=constants)
+        (result,) = interpret(varying, {"pvary": cast}, [x], report=keep)
+        return result
+
+    try:
+        jax.eval_shape(with_constants, example)
+    except _Kept:
+        return body
+    return with_constants
+
+
+def _varying_zero(axes: Collection[str]) -> jax.Array:
+    return jax.lax.pcast(jnp.float32(0), tuple(sorted(axes)), to="varying")
+
+
+def _has_gradient(x: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(x), jnp.inexact)

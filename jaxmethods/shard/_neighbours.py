@@ -153,7 +153,8 @@ class Neighbours:
             tree: Of numpy or jax arrays, like `like`.
 
         Returns:
-            A tree like it; arrays of jax where they came as such, on their devices.
+            A tree like it; arrays of jax where they came as such, on their devices,
+            and committed to them where they were.
             Sums in float32 or wider, own values first, then in the order of
             `graph.senders`: the bits of `stochastic_reduce`.
 
@@ -226,7 +227,7 @@ class Neighbours:
             received = [self._slots[j].leaves[index] for j in self.seen]
             mean = _by_blocks(own, received, weights).reshape(np.shape(leaf))
             if isinstance(leaf, jax.Array):
-                mean = jax.device_put(mean, leaf.sharding)
+                mean = _placed_like(mean, leaf)
             means.append(mean)
         return jax.tree.unflatten(self._layout.treedef, means)
 
@@ -283,6 +284,14 @@ def flags(graph: Graph, mode: str) -> list[tuple[str, int, int]]:
 
 def _hops(size: int) -> list[int]:
     return [2**k for k in range((size - 1).bit_length())]
+
+
+def _placed_like(mean: np.ndarray, leaf: jax.Array) -> jax.Array:
+    if leaf.committed:
+        return jax.device_put(mean, leaf.sharding)
+    # A committed one would make the caller's jitted step compile again.
+    with jax.default_device(next(iter(leaf.devices()))):
+        return jax.device_put(mean)
 
 
 def _by_blocks(

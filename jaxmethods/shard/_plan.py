@@ -88,7 +88,8 @@ class Plan:
 
         Parameters and optimizer state are exact; activations are what JAX keeps for
         the backward pass, of which XLA may compute some again, and to which it adds
-        buffers.
+        buffers. Measured, this is 0.6 to 1.3 times what a compiled program holds, and a
+        quarter where convolutions of few channels dominate.
         """
         held = (
             row.parameter_bytes
@@ -192,7 +193,11 @@ class Plan:
                 )
             before = rest[: batch_argument - 1]
             batch, after = rest[batch_argument - 1], rest[batch_argument:]
-            check_batch(batch, self.mesh.size)
+            check_batch(
+                batch,
+                self.mesh.size,
+                f"the batch (argument {batch_argument}; batch_argument= chooses it)",
+            )
 
             def batch_first(params: Any, batch: Any, *others: Any) -> Any:
                 first, last = others[: len(before)], others[len(before) :]
@@ -253,7 +258,12 @@ class Plan:
             shape = "x".join(map(str, row.shape)) or "1"
             lines.append((name, shape, row.choice, *_numbers([row])))
         lines.append(("a device", "", "", *_numbers(self.rows)))
-        return _aligned(lines, words=3)
+        mesh = " x ".join(f"{size} {axis}" for axis, size in self.mesh.shape.items())
+        held, other = round(self.memory_bytes), round(self.other_bytes)
+        return (
+            f"{_aligned(lines, words=3)}\nmesh {mesh}; a device holds {held:,} bytes "
+            f"(estimated), {other:,} of them not in the table"
+        )
 
 
 def check_mesh(mesh: Mesh) -> None:

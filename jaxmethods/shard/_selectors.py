@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..core import check_fraction, check_integer, check_nonnegative
 from ..kernels import bin_ranks, magnitude_of_rank
@@ -136,7 +137,8 @@ class AboveThreshold:
     Attributes:
         sparsity: the share of entries below the threshold when it is new, in [0, 1).
         life: steps between renewals, at least 1.
-        room: entries a message holds; None for all.
+        room: entries a message holds, an int; or their share of the leaf, a float, of
+            which a message holds one at least; None for all.
 
     Example:
         >>> selector, total = AboveThreshold(0.5), jnp.array([3.0, -4.0, 1.0, 0.5])
@@ -150,12 +152,18 @@ class AboveThreshold:
 
     sparsity: float
     life: int = 1
-    room: int | None = None
+    room: int | float | None = None
 
     def __post_init__(self):
         check_fraction(self.sparsity, "sparsity")
         check_integer(self.life, "life", 1)
-        if self.room is not None:
+        if isinstance(self.room, float | np.floating):
+            if not 0 < self.room <= 1:
+                raise ValueError(
+                    f"capacity is {self.room}; wanted a share, 0 < capacity <= 1, or a "
+                    "number of entries, an int."
+                )
+        elif self.room is not None:
             check_integer(self.room, "capacity", 1)
 
     def init(self, size: int) -> ThresholdMemory:
@@ -180,7 +188,11 @@ class AboveThreshold:
 
     def capacity(self, size: int) -> int:
         """All, or the given room."""
-        return size if self.room is None else min(self.room, size)
+        if self.room is None:
+            return size
+        if isinstance(self.room, float | np.floating):
+            return min(size, max(1, round(self.room * size)))
+        return min(self.room, size)
 
 
 @dataclass(frozen=True)

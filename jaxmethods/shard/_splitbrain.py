@@ -51,6 +51,7 @@ def splitbrain(
         a         3x8    replicate    192         96  ...     0
         b         8x2    replicate    128         64  ...     0
         a device                      320        160  ...     0
+        mesh 1 data x 1 model; a device holds 624 bytes (estimated), 48 of them ...
         >>> float(plan.apply(loss)(plan.place(w), jnp.zeros((4, 3))))
         0.0
 

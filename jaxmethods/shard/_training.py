@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.extend.core import Jaxpr, jaxprs_in_params
 from jax.sharding import PartitionSpec as P
 
 from ._constrain import batch_spec, check_batch, constrained
@@ -42,8 +43,9 @@ def hybrid_training(
         plan: From `splitbrain`.
         loss: `loss(params, batch)`, a mean over examples; it is traced for the
             examples of one group. A key in the batch is folded with the group's index.
-        optimizer: Must exchange gradients over "data", or the replicas drift apart:
-            `optax.chain(exchange(adacomp(), "data"), optax.adam(1e-3))`. It sees one
+        optimizer: Must exchange all gradients over "data", or the replicas drift apart:
+            `optax.chain(exchange(adacomp(), "data"), optax.adam(1e-3))`, with
+            `mean_exchange("data")` for their plain mean. It sees one
             device's shards, leaf by leaf: what mixes leaves, such as clipping by a
             global norm, would differ between members of a group and pull their copies
             of replicated layers apart.
@@ -52,7 +54,8 @@ def hybrid_training(
         `Training(init, step)`. The loss is the mean over the batch.
 
     Raises:
-        ValueError: The batch does not divide over the devices.
+        ValueError: In `init`, the optimizer sends nothing over "data" to other groups;
+            in `step`, the batch does not divide over the devices.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np
@@ -75,7 +78,10 @@ def hybrid_training(
     mesh, own = plan.mesh, P(DATA, MODEL)
 
     def init_shard(params: Any) -> Any:
-        return _stack(optimizer.init(params), 2)
+        state = optimizer.init(params)
+        if mesh.shape[DATA] > 1:
+            _check_exchanges(optimizer, params, state, mesh.shape[DATA])
+        return _stack(state, 2)
 
     def update_shard(params: Any, state: Any, gradients: Any) -> tuple[Any, Any]:
         state, gradients = _unstack(state, 2), _unstack(gradients, 1)
@@ -110,6 +116,35 @@ def hybrid_training(
         return params, state, values.mean()
 
     return Training(init, step)
+
+
+def _check_exchanges(
+    optimizer: optax.GradientTransformation, params: Any, state: Any, groups: int
+) -> None:
+    """Raises where an update has no collective over "data"; gradients are like params.
+
+    That each gradient takes part in it is not seen.
+    """
+    update = jax.make_jaxpr(lambda given: optimizer.update(given, state, params))
+    if not _sends(update(params).jaxpr, DATA):
+        raise ValueError(
+            f"optimizer exchanges nothing over {DATA!r}, and the {groups} groups would "
+            f"drift apart; wanted optax.chain(exchange(adacomp(), {DATA!r}), "
+            f"optimizer), or mean_exchange({DATA!r}) as the first of the chain."
+        )
+
+
+def _sends(jaxpr: Jaxpr, axis_name: str) -> bool:
+    """Whether an equation, nested ones included, is a collective over an axis."""
+    for equation in jaxpr.eqns:
+        axes = equation.params.get("axes", equation.params.get("axis_name", ()))
+        over = axis_name in (axes if isinstance(axes, tuple) else (axes,))
+        if over and equation.primitive.name not in ("axis_index", "pvary"):
+            return True
+        bodies = jaxprs_in_params(equation.params)
+        if any(_sends(getattr(b, "jaxpr", b), axis_name) for b in bodies):
+            return True
+    return False
 
 
 def local_gradients(

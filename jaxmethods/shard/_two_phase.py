@@ -8,7 +8,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from ..core import axis_size, check_integer
-from ._codec import Codec, check_gradients, zeros_like_gradients
+from ._codec import Codec, check_codec, check_gradients, zeros_like_gradients
 from ._exchange import decoded_mean, each_its_own, gather, in_dtypes_of
 
 
@@ -49,6 +49,7 @@ def two_phase_exchange(
         on all workers bit for bit, and keep the dtype of the gradients.
 
     Raises:
+        TypeError: codec is no `Codec`.
         ValueError: num_workers is not the size of the axis; gradients unlike the state.
         NameError: in `update`, the axis is not bound.
 
@@ -65,6 +66,7 @@ def two_phase_exchange(
         Tang et al. 2021, 1-bit Adam (arXiv 2102.02888), section 4 (the compressed
         all-reduce).
     """
+    check_codec(codec)
     num_workers = check_integer(num_workers, "num_workers", 1)
 
     def init(params: Any) -> TwoPhaseState:

@@ -6,9 +6,10 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import jax
+from jax.stages import Compiled
 
 
 class Wire(NamedTuple):
@@ -23,7 +24,19 @@ class Wire(NamedTuple):
     collectives: dict[str, float]
 
 
-def wire(fn: Callable[..., Any]) -> Callable[..., Wire]:
+@overload
+def wire(fn: Compiled) -> Wire:  # noqa: D418, every public name has one
+    """Of a program that is compiled already."""
+    ...
+
+
+@overload
+def wire(fn: Callable[..., Any]) -> Callable[..., Wire]:  # noqa: D418
+    """Of a function, to be compiled for the arguments that come."""
+    ...
+
+
+def wire(fn: Any) -> Any:
     """Measures the bytes a device sends in one call of a function.
 
     Compiles the function for the shapes, dtypes and shardings of the arguments, without
@@ -45,33 +58,42 @@ def wire(fn: Callable[..., Any]) -> Callable[..., Wire]:
     or 8 and on one of 3; with 2 the formula holds.
 
     Args:
-        fn: Any function, jitted or not.
+        fn: Any function, jitted or not; or a compiled program, from
+            `jax.jit(fn).lower(*args).compile()`.
 
     Returns:
-        `measure(*args) -> Wire`. Arrays or `jax.ShapeDtypeStruct` serve as arguments.
-        Warns where a loop that sends has no trip count known to the compiler; its body
-        then counts once.
+        `measure(*args) -> Wire`; of a compiled program its `Wire`. Arrays or
+        `jax.ShapeDtypeStruct` serve as arguments. Warns where a loop that sends has no
+        trip count known to the compiler; its body then counts once.
+
+    Raises:
+        NotImplementedError: The platform gives no text of a compiled program.
 
     Example:
         >>> import jax.numpy as jnp
         >>> wire(lambda x: jnp.tanh(x).sum())(jnp.ones(8))
         Wire(total=0, collectives={})
     """
+    if isinstance(fn, Compiled):
+        return _of_text(fn.as_text())
 
     @functools.wraps(fn)
     def measure(*args: Any, **kwargs: Any) -> Wire:
         lower = getattr(fn, "lower", None) or jax.jit(fn).lower
         # Collectives are settled before machine code is made, which nothing will run.
         fast: Any = {"xla_backend_optimization_level": 0}
-        hlo = lower(*args, **kwargs).compile(compiler_options=fast).as_text()
-        if hlo is None:
-            raise NotImplementedError(
-                "the compiled program has no text here; wanted one: measure on CPU."
-            )
-        sent = _bytes_sent(hlo)
-        return Wire(sum(sent.values()), dict(sent))
+        return _of_text(lower(*args, **kwargs).compile(compiler_options=fast).as_text())
 
     return measure
+
+
+def _of_text(hlo: str | None) -> Wire:
+    if hlo is None:
+        raise NotImplementedError(
+            "the compiled program has no text here; wanted one: measure on CPU."
+        )
+    sent = _bytes_sent(hlo)
+    return Wire(sum(sent.values()), dict(sent))
 
 
 _SENT: dict[str, Callable[[float, int], float]] = {

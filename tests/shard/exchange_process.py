@@ -102,8 +102,10 @@ class Workers:
     def __init__(self, name, mesh):
         self.mesh, self.whole_numbers = mesh, name == "dense"
         self.shapes = EXCHANGES[name].shapes
-        self.update = on_each(mesh, EXCHANGES[name].tx.update)
-        self.state = on_each(mesh, EXCHANGES[name].tx.init)(self.given(0))
+        update = on_each(mesh, EXCHANGES[name].tx.update)
+        given = self.given(0)
+        self.state = on_each(mesh, EXCHANGES[name].tx.init)(given)
+        self.update = update.lower(given, self.state).compile()
 
     def given(self, step):
         """Gradients, each worker's made where it lies."""
@@ -182,8 +184,7 @@ def exchanged(name, mesh):
     updates = [digests(workers.step(step)) for step in range(STEPS)]
     found = {"updates": updates, "states": digests(workers.state)}
     given = workers.given(0)
-    if jax.process_index() == 0:  # all have one program
-        found["wire"] = wire(workers.update)(given, workers.state).total
+    found["wire"] = wire(workers.update).total
     interface, sockets = sent_by_interface(), sent_when_quiet()
     for _ in range(COUNTED):
         jax.block_until_ready(workers.update(given, workers.state))

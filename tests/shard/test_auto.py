@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmethods.shard import Candidate, auto, int8, nbytes, wire
+from jaxmethods.shard import Candidate, Codec, adacomp, auto, int8, nbytes, wire
+from jaxmethods.shard._auto import _default_candidates, _milliseconds
 
-from .test_codec import SHAPES
 from .test_exchange import WORKERS, over_workers, stacked
 
 GRADIENTS = {"w": jax.ShapeDtypeStruct((1000, 1000), jnp.float32)}
@@ -41,12 +41,13 @@ def test_seconds_are_bytes_over_bandwidths():
 
 @pytest.mark.optimized
 def test_what_it_predicts_is_what_is_sent():
-    tree = jax.tree.map(lambda x: x[0], stacked())
+    given = np.ones((WORKERS, 40, 30), np.float32)
+    tree = given[0]
     for name in ("mean", "int8", "int8 in two phases", "adacomp"):
         every = auto(
             tree, "i", num_workers=WORKERS, bandwidth=1.0, memory_bandwidth=1e30
         )
-        one = {name: _candidates(tree)[name]}
+        one = {name: _default_candidates()[name]}
         choice = auto(
             tree,
             "i",
@@ -57,23 +58,65 @@ def test_what_it_predicts_is_what_is_sent():
         )
         assert choice.seconds[name] == pytest.approx(every.seconds[name])
         tx = choice.transformation
-        state = jax.vmap(tx.init)(stacked())
-        sent = wire(over_workers(tx.update))(stacked(), state).total
+        state = jax.vmap(tx.init)(given)
+        sent = wire(over_workers(tx.update))(given, state).total
         # Parts of two phases are filled up to one length.
         assert sent == pytest.approx(choice.seconds[name], rel=0.05)
 
 
-def _candidates(tree):
-    from jaxmethods.shard._auto import _default_candidates
+def test_a_threshold_message_has_room_for_a_share_of_each_leaf():
+    tree = {
+        "embedding": jax.ShapeDtypeStruct((1000, 100), jnp.float32),
+        **{str(i): jax.ShapeDtypeStruct((20, 50), jnp.float32) for i in range(20)},
+        "bias": jax.ShapeDtypeStruct((20,), jnp.float32),
+    }
+    got = auto(tree, "i", num_workers=8, bandwidth=1.0, memory_bandwidth=1e30).seconds
+    assert got["dct"] == pytest.approx(7 * 8 * (1000 + 20 * 10 + 1))
+    # Leaves of one shape are counted once, and as often as they are there.
+    message = jax.eval_shape(
+        lambda g: adacomp(slots=8).encode(adacomp(slots=8).init(g), g)[0],
+        jax.tree.map(lambda x: jnp.zeros(x.shape), tree),
+    )
+    assert got["adacomp"] == pytest.approx(7 * nbytes(message))
 
-    return _default_candidates(tree)
+
+def test_a_codec_with_messages_of_its_own_is_counted_as_a_whole():
+    whole = Codec(
+        lambda tree: (),
+        lambda state, tree: (sum(x.sum() for x in jax.tree.leaves(tree)), state),
+        lambda message: message,
+    )
+    tree = [jnp.ones(3), jnp.ones(3)]
+    got = auto(
+        *(tree, "i"),
+        num_workers=3,
+        bandwidth=1.0,
+        memory_bandwidth=1e30,
+        candidates={"whole": Candidate(whole)},
+    )
+    assert got.seconds["whole"] == pytest.approx(2 * 4)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "none"),
+        (1e-6, "less than 0.01 ms"),
+        (7e-5, "0.07 ms"),
+        (3.6e-3, "3.6 ms"),
+        (0.15, "150 ms"),
+        (12.3, "12,300 ms"),
+    ],
+)
+def test_milliseconds_are_plain(seconds, text):
+    assert _milliseconds(seconds) == text
 
 
 def test_the_plain_mean():
     choice = chosen(1e12)
     tx = choice.transformation
     got, _ = over_workers(tx.update)(stacked(), jax.vmap(tx.init)(stacked()))
-    for name in SHAPES:
+    for name in stacked():
         want = np.broadcast_to(stacked()[name].mean(0), got[name].shape)
         np.testing.assert_allclose(got[name], want, rtol=1e-5, atol=1e-6)
     with pytest.raises(NameError, match="'i' is not bound here"):
@@ -93,5 +136,7 @@ def test_errors():
         chosen(1.0, workers=0)
     with pytest.raises(ValueError, match="candidates are empty"):
         chosen(1.0, candidates={})
+    with pytest.raises(TypeError, match=r"is the function int8; wanted a Codec: call"):
+        chosen(1.0, candidates={"int8": Candidate(int8)})
     with pytest.raises(TypeError, match="wanted a floating dtype"):
         auto({"w": jnp.ones(3, int)}, "i", num_workers=2, bandwidth=1.0)

@@ -134,6 +134,22 @@ def test_narrow_gradients_keep_a_float32_memory(codec, dtype):
         assert x.dtype == jnp.float32
 
 
+def test_a_threshold_message_may_have_room_for_a_share():
+    def room(size, share):
+        codec = shard.dct(sparsity=0.9, capacity=share)
+        leaf = jax.ShapeDtypeStruct((size,), jnp.float32)
+        sent = jax.eval_shape(lambda g: codec.encode(codec.init(g), g)[0], leaf)
+        return nbytes(sent) / 8
+
+    assert [room(n, 0.25) for n in (1, 3, 100)] == [1, 1, 25]
+    assert [room(n, 1.0) for n in (1, 3)] == [1, 3]
+    for wrong in (0.0, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=rf"capacity is {wrong}; wanted a share"):
+            shard.dct(sparsity=0.9, capacity=wrong)
+    with pytest.raises(TypeError, match=r"capacity is .*; wanted a Python int"):
+        shard.dct(sparsity=0.9, capacity="1 %")
+
+
 @every_codec
 def test_errors(codec):
     given = gradients(0)

@@ -104,6 +104,75 @@ def test_bytes_of_a_scheme(scheme, times):
     assert wire(by_modulo(members, scheme))(x, *weights).total == gathered + reduced
 
 
+@pytest.mark.optimized
+@pytest.mark.parametrize("scheme", "BC")
+def test_gradients_of_kernels_are_summed_once(scheme):
+    def sent(check_vma):
+        fn = by_modulo(4, scheme, check_vma)
+        gradient = jax.grad(lambda *a: jnp.sin(fn(*a)).sum(), range(5))
+        return wire(gradient)(*arrays()).total
+
+    # Unchecked, the sum over "data" comes after the rounds; the last bias, which all
+    # have alike, is then summed over all devices at once.
+    assert 0 <= sent(False) - sent(True) < arrays()[-1].nbytes
+
+
+@jax.custom_jvp
+def product(rows, kernel):
+    return rows @ kernel
+
+
+@product.defjvp
+def _(primals, tangents):
+    (rows, kernel), (d_rows, d_kernel) = primals, tangents
+    return rows @ kernel, d_rows @ kernel + rows @ d_kernel
+
+
+@pytest.mark.parametrize("scheme", "BC")
+@pytest.mark.parametrize("kind", ["derivative of its own", "loop", "whole numbers"])
+def test_constants_of_every_kind(scheme, kind):
+    def layer(rows, kernel, factor):
+        if kind == "loop":
+            step = lambda r, k: (jnp.tanh(r @ k), None)  # noqa: E731
+            return jax.lax.scan(step, rows, jnp.stack([kernel, 2 * kernel]))[0]
+        if kind == "whole numbers":
+            return jax.jit(jnp.matmul)(rows, kernel) * factor[None]
+        return product(rows, kernel)
+
+    x, kernel = jnp.sin(jnp.arange(96.0)).reshape(16, 6), jnp.cos(jnp.arange(36.0))
+    kernel, factor = kernel.reshape(6, 6), jnp.arange(6)
+
+    def own(x, kernel, factor):
+        fn = lambda rows: layer(rows, kernel, factor)  # noqa: E731
+        return modulo_layer(fn, x, "model", scheme=scheme)
+
+    run = jax.shard_map(own, mesh=grid(2), in_specs=(BOTH, P(), P()), out_specs=BOTH)
+    got, back = jax.vjp(jax.jit(lambda x, k: run(x, k, factor)), x, kernel)
+    want, wanted = jax.vjp(lambda x, k: layer(x, k, factor), x, kernel)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    for g, w in zip(back(got), wanted(got), strict=True):
+        np.testing.assert_allclose(g, w, rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.optimized
+@pytest.mark.parametrize("kind", ["column", "row"])
+def test_a_bias_sends_its_own_gradient_not_one_a_row(kind):
+    x, k0, b0, k1, b1 = arrays()
+    if kind == "column":
+        layer, weights = column_dense, (k0, b0)
+        specs, out = (P("data"), P(None, "model"), P("model")), P("data", "model")
+    else:
+        layer, weights = lambda *a: row_dense(*a, "model"), (k1, b1)
+        x = jnp.tanh(x @ k0)
+        specs, out = (P("data", "model"), P("model"), P()), P("data")
+    fn = jax.shard_map(layer, mesh=grid(2), in_specs=specs, out_specs=out)
+    gradient = jax.grad(lambda w, x: jnp.sin(fn(x, *w)).sum())
+    sent = wire(gradient)(weights, x).total
+    shares = weights[0].nbytes // 2, weights[1].nbytes // (2 if kind == "column" else 1)
+    rows = 2 * 1 / 2 * len(x) // 4 * b1.nbytes if kind == "row" else 0  # forward
+    assert sent == 2 * 3 / 4 * sum(shares) + rows
+
+
 def test_other_members_rows_do_not_poison():
     x = jnp.ones((2, 4, 1)).at[0, 1].set(jnp.nan)
     for scheme in "ABC":

@@ -18,8 +18,7 @@ from jaxmethods.shard import (
     wire,
 )
 
-from .test_codec import SHAPES, gradients
-from .test_exchange import WORKERS, over_workers, stacked
+from .test_exchange import WORKERS, few, over_workers, stacked
 
 EXP2 = graph("exp2", WORKERS)
 
@@ -29,13 +28,13 @@ def test_the_mean_over_neighbours_of_decoded_messages(codec):
     tx = graph_exchange(codec, "i", EXP2)
     states = jax.vmap(tx.init)(stacked())
     messages, after = jax.jit(jax.vmap(codec.encode))(states, stacked())
-    decoded = jax.vmap(codec.decode)(messages)
+    decoded = jax.jit(jax.vmap(codec.decode))(messages)
     runs = over_workers(tx.update), jax.jit(jax.vmap(tx.update, axis_name="i"))
     for run in runs:
         got, state = run(stacked(), states)
-        for name, shape in SHAPES.items():
+        for name, leaf in few(0).items():
             each = np.float64(decoded[name]).reshape(WORKERS, -1)
-            want = (mixing_matrix(EXP2) @ each).reshape(WORKERS, *shape)
+            want = (mixing_matrix(EXP2) @ each).reshape(WORKERS, *leaf.shape)
             np.testing.assert_allclose(got[name], want, rtol=4e-6, atol=1e-6)
         same = zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True)
         for one, other in same:
@@ -47,7 +46,7 @@ def test_a_message_leaves_for_each_neighbour():
     codec = adacomp(bin_size=20, slots=2)
     tx = graph_exchange(codec, "i", EXP2)
     sent = wire(over_workers(tx.update))(stacked(), jax.vmap(tx.init)(stacked())).total
-    message, _ = jax.eval_shape(codec.encode, codec.init(gradients(0)), gradients(0))
+    message, _ = jax.eval_shape(codec.encode, codec.init(few(0)), few(0))
     assert sent == EXP2.send.shape[1] * nbytes(message)
 
 
@@ -87,4 +86,4 @@ def test_errors():
     with pytest.raises(ValueError, match=r"is of 3 workers and the axis 'i' of 4"):
         jax.vmap(tx.update, axis_name="i")(stacked(), states)
     with pytest.raises(NameError, match="'i' is not bound here"):
-        tx.update(gradients(0), tx.init(gradients(0)))
+        tx.update(few(0), tx.init(few(0)))

@@ -117,6 +117,18 @@ def test_the_bits_are_those_of_stochastic_reduce(name, dtype, x64):
         np.testing.assert_array_equal(mine, theirs)
 
 
+@pytest.mark.parametrize("device", [None, 3])
+def test_an_array_is_committed_where_it_was(device):
+    x = jnp.zeros(3)
+    if device is not None:
+        x = jax.device_put(x, jax.devices()[device])
+    once, other = run_workers(
+        *(lambda n: n.average(x), graph("ring", 2), x), engine="threads"
+    )
+    assert once.committed == other.committed == (device is not None)
+    assert once.sharding == x.sharding
+
+
 def test_arrays_of_more_than_a_block_and_odd_sizes():
     g = GRAPHS["exp2"]
     like = {"a": np.zeros(100_001, "f"), "b": np.zeros((7, 0), "f"), "c": np.zeros(3)}

@@ -198,7 +198,8 @@ def test_table():
     flops = 2 * 16 * 32 * 256 // 8
     fc0 = next(line for line in lines if line.startswith("fc0"))
     assert fc0.split()[:4] == ["fc0", "32x256", "column", f"{flops:,}"]
-    assert f"{plan.parameter_bytes:,}" in lines[-1]
+    assert f"{plan.parameter_bytes:,}" in lines[-2]
+    assert lines[-1].startswith("mesh 4 data x 2 model; a device holds")
 
 
 def test_shapes_are_enough_to_plan():

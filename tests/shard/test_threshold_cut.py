@@ -50,23 +50,23 @@ def dense(x, capacity):
 def test_gathers_what_the_cut_leaves(capacity):
     weight = np.random.default_rng(1).standard_normal((WORKERS, WORKERS * 3, 5))
 
-    def loss(x, run):
-        return (jnp.float32(weight) * jnp.sin(run(x))).sum()
+    def both(run):
+        def with_rows(x):
+            rows = run(x)
+            return (jnp.float32(weight) * jnp.sin(rows)).sum(), rows
 
-    runs = {
-        "shard_map": gathered(capacity),
-        "vmap": jax.vmap(
-            lambda x: cut_gather(x, 0.7, "i", capacity=capacity), axis_name="i"
-        ),
-    }
-    want = jax.value_and_grad(loss)(jnp.asarray(ROWS), lambda x: dense(x, capacity))
-    for name, run in runs.items():
-        np.testing.assert_array_equal(run(ROWS), dense(ROWS, capacity), name)
-        value, gradient = jax.jit(jax.value_and_grad(lambda x, run=run: loss(x, run)))(
-            jnp.asarray(ROWS)
-        )
-        np.testing.assert_allclose(value, want[0], rtol=1e-5)
-        np.testing.assert_allclose(gradient, want[1], rtol=1e-5, atol=1e-6)
+        return jax.jit(jax.value_and_grad(with_rows, has_aux=True))(jnp.asarray(ROWS))
+
+    runs = [gathered(capacity)]
+    if capacity == 4:
+        cut = lambda x: cut_gather(x, 0.7, "i", capacity=capacity)  # noqa: E731
+        runs.append(jax.vmap(cut, axis_name="i"))
+    (wanted, rows), slope = both(lambda x: dense(x, capacity))
+    for run in runs:
+        (value, got), gradient = both(run)
+        np.testing.assert_array_equal(got, rows)
+        np.testing.assert_allclose(value, wanted, rtol=1e-5)
+        np.testing.assert_allclose(gradient, slope, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.optimized

@@ -12,6 +12,7 @@ from jaxmethods.shard import (
     exchange,
     hybrid_training,
     local_gradients,
+    mean_exchange,
     nbytes,
     splitbrain,
     wire,
@@ -121,6 +122,23 @@ def test_a_key_in_the_batch_differs_from_group_to_group():
     )
     noise = np.asarray(grads["fb2"] - still["fb2"])
     assert np.unique(noise.round(4), axis=0).shape == (4, 10)
+
+
+def test_an_optimizer_must_exchange_over_data():
+    p, batch = wide()
+    plan = splitbrain(loss, p, batch, mesh=grid(2))
+
+    def start(*parts):
+        return jax.eval_shape(hybrid_training(plan, loss, optax.chain(*parts)).init, p)
+
+    for wrong in ([], [mean_exchange("model")]):
+        with pytest.raises(ValueError, match=r"over 'data', and the 4 .*mean_exchange"):
+            start(*wrong, optax.adam(1e-2))
+    start(mean_exchange("data"), optax.adam(1e-2))
+    start(optax.masked(exchange(adacomp(), "data"), True), optax.sgd(0.1))
+    # A mesh of one group has nobody to exchange with.
+    alone = splitbrain(loss, p, batch, mesh=grid(8))
+    jax.eval_shape(hybrid_training(alone, loss, optax.adam(1e-2)).init, p)
 
 
 def test_batches_must_divide():

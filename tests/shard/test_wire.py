@@ -159,6 +159,13 @@ def test_the_branch_that_sends_most_counts():
     assert wire(on_line(branch))(rows()).total == BYTES
 
 
+@pytest.mark.optimized
+def test_a_compiled_program_is_measured_at_once():
+    fn = jax.jit(on_line(lambda x: lax.psum(x, "i"), P()))
+    report = wire(fn.lower(rows()).compile())
+    assert report == wire(fn)(rows()) and report.total == 2 * 7 / 8 * BYTES
+
+
 def test_shapes_serve_and_jitted_functions_too():
     mesh = Mesh(np.array(jax.devices()), ("i",))
     sharding = jax.sharding.NamedSharding(mesh, P("i"))

@@ -50,6 +50,27 @@ def wander_and_count(neighbours, x, rounds, seed, counters):
     return *wander(neighbours, x, rounds, seed), publishing.apart
 
 
+def go_on(neighbours, x, saved, pids, start, rounds, seed, death):
+    """The rounds of `wander` from one that was saved; worker 1 dies before another."""
+    (Path(pids) / str(os.getpid())).touch()
+    own = Path(saved) / str(neighbours.worker)
+    own.mkdir(exist_ok=True)
+    if start:
+        x = dict(np.load(own / f"{start}.npz"))
+    noise = np.random.default_rng([seed, neighbours.worker])
+    for t in range(rounds):
+        step = {k: noise.standard_normal(v.shape).astype("f") for k, v in x.items()}
+        if t < start:
+            continue
+        if (neighbours.worker, t) == (1, death):
+            DEEDS["kill"]()
+        x = neighbours.average({k: v + step[k] for k, v in x.items()})
+        # Whole under its name, or not there.
+        np.savez(own.with_suffix(".npz"), **x)
+        own.with_suffix(".npz").rename(own / f"{t + 1}.npz")
+    return x
+
+
 def misbehave(neighbours, folder, how):
     """Worker 1 does something else after its first round."""
     (Path(folder) / str(os.getpid())).touch()
