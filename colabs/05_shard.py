@@ -337,7 +337,7 @@ plt.show()
 
 # %% [markdown]
 # The larger the batch, the smaller the K that sends least; where splitting does not pay
-# at all the plan copies everything, as K = 8 does at 512. What is saved of the
+# at all the plan copies everything and warns, as for K = 8 at 512. What is saved of the
 # parameters are the split layers, up to two thirds of the whole: the paper's figure.
 #
 # So far the least bytes were sought. With `memory_limit` a plan also shards layers
