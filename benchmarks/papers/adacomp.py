@@ -28,7 +28,7 @@ takes the folder for `adacomp.json` and the plot `adacomp.png`, filled dots for
 `ecr_wire` and hollow ones for `ecr_paper`.
 
 Last result, one core of an x86_64 machine with much else running, jax 0.10.2, 3 seeds,
-some 800 s for all; ecr_wire / ecr_paper:
+1,106 CPU seconds for all; ecr_wire / ecr_paper:
 
     conv net            accuracy in %         points  all         convolution  dense
     mean                97.84 (97.82-97.92)     0.00    1            1           1
@@ -42,7 +42,7 @@ some 800 s for all; ecr_wire / ecr_paper:
     LSTM                                              all         recurrent    dense
     mean                88.43 (88.02-88.67)     0.00    1            1           1
     top-k 1 %           88.24 (88.00-88.70)     0.43   50           50          50
-    adacomp, 4 slots    87.85 (87.84-87.94)     0.49  175 / 688    241 / 389   248 / 807
+    adacomp, 4 slots    87.85 (87.81-87.97)     0.46  175 / 688    241 / 389   248 / 807
 
 With 4 slots a bin the bytes that leave are 49 times fewer for convolutions and 249
 times fewer for dense layers at a seventh of a point; more than half of the slots stay

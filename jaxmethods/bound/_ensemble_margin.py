@@ -115,8 +115,10 @@ def averaged(
 ) -> Callable[[Any], jax.Array]:
     """The ensemble as one function, `sum_t w_t f_t(x)`.
 
-    `crown(margins(averaged(fns, weights), label))` bounds it as one graph: tighter than
-    `ensemble_margin`, for as much work as bounding every member anew.
+    `crown(margins(averaged(fns, weights), label))` bounds it as one graph, for as much
+    work as bounding every member anew. Of nets of rectifiers that finds what
+    `ensemble_margin` does, but for roundings; `alpha_crown` chooses slopes for the
+    weighted sum and can find more.
 
     Args:
         fns: T functions of the same argument, with outputs of the same shape.
