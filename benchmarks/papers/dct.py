@@ -24,8 +24,7 @@ the compiled programs.
 the folder for `dct.json` and the plot `dct.png`.
 
 Last result, one core of an x86_64 machine with much else running, jax 0.10.2, 3 seeds,
-1,275 CPU seconds;
-all bytes / without free slots:
+1,275 CPU seconds; all bytes / without free slots:
 
     conv net                  accuracy in %         points  all        psum/wire
     mean                      97.84 (97.82-97.92)     0.00   1              1
