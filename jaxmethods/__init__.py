@@ -4,7 +4,7 @@
 gradients; `bound` guaranteed bounds of any function over sets; `influence` which
 training example moved a prediction; `shard` hybrid parallelism and compressed
 exchange on meshes. `robust` holds attacks, `rl` agents whose observations are
-perturbed, `data` readers of data files.
+perturbed, `audit` what to ask of a trained model, `data` readers of data files.
 
 Example:
     >>> import jaxmethods
@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from . import bound, data, influence, quantize, rl, robust, shard, sketch
+    from . import audit, bound, data, influence, quantize, rl, robust, shard, sketch
 
 _PACKAGES = (
+    "audit",
     "bound",
     "data",
     "influence",
@@ -30,8 +31,8 @@ _PACKAGES = (
     "shard",
     "sketch",
 )
-__all__ = ["__version__", "bound", "data", "influence", "quantize", "rl", "robust"]
-__all__ += ["shard", "sketch"]
+__all__ = ["__version__", "audit", "bound", "data", "influence", "quantize", "rl"]
+__all__ += ["robust", "shard", "sketch"]
 
 
 def __getattr__(name: str):

@@ -1,4 +1,4 @@
-"""`python -m jaxmethods`: the command; the work is in `jaxmethods.tour`."""
+"""`python -m jaxmethods`: the command; the work is in `tour` and `audit`."""
 
 import sys
 

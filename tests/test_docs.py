@@ -16,7 +16,7 @@ NAMES = ("sketch", "quantize", "bound", "influence", "shard")
 
 def test_the_examples_run_as_printed():
     blocks = re.findall(r"```python\n(.*?)```", README, re.S)
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     code = "\n".join(blocks).replace("'", '"')
     exec(compile(code, "README.md", "exec"), {})
     assert "assert bool" in code

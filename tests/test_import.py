@@ -7,7 +7,7 @@ SCRIPT = """
 import sys
 import jax
 import jaxmethods
-from jaxmethods import bound, influence, quantize, rl, robust, shard, sketch
+from jaxmethods import audit, bound, influence, quantize, rl, robust, shard, sketch
 from jax._src import xla_bridge
 heavy = {"flax", "orbax", "matplotlib"} & set(sys.modules)
 print(sorted(heavy), xla_bridge.backends_are_initialized())

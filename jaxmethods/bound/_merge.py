@@ -111,6 +111,8 @@ def _product_of_two(node: Node, last: Node, found: _Merged) -> Iterable[Node]:
     """The merged matrix times the weights first, where the weights vary as well."""
     x, weights = last.inputs
     (x_axes, w_axes), _ = last.params["dimension_numbers"]
+    # Of a batch of one input, x keeps that axis.
+    ones = (1,) * (len(x.shape) - len(x_axes))
     free = tuple(i for i in range(len(weights.shape)) if i not in w_axes)
     num_rows = math.prod(node.outputs[0].shape)
     rows = found.rows.dense().reshape(num_rows, *(weights.shape[i] for i in free))
@@ -120,20 +122,24 @@ def _product_of_two(node: Node, last: Node, found: _Merged) -> Iterable[Node]:
     yield _dot(node, (rows, weights), merged, numbers)
     axes = tuple(1 + sorted(w_axes).index(i) for i in w_axes)
     numbers = ((tuple(x_axes), axes), ((), ()))
-    yield from _with_bias(node, (x, merged), numbers, found.bias)
+    yield from _with_bias(node, (x, merged), numbers, found.bias, ones)
 
 
 def _with_bias(
-    node: Node, inputs: tuple[Any, Any], numbers: Any, bias: Any
+    node: Node,
+    inputs: tuple[Any, Any],
+    numbers: Any,
+    bias: Any,
+    ones: tuple[int, ...] = (),
 ) -> Iterable[Node]:
     out = node.outputs[0]
-    size = math.prod(out.shape)
-    product = Variable(out.aval.update(shape=(size,)))
+    shape = (*ones, math.prod(out.shape))
+    product = Variable(out.aval.update(shape=shape))
     dot = _dot(node, inputs, product, numbers)
     yield dot
     last = product
     if bias is not None:
-        last = Variable(product.aval)
+        bias, last = bias.reshape(shape), Variable(product.aval)
         yield Node(
             "add", (product, bias), (last,), {}, lambda x, b: [x + b], node.equation
         )

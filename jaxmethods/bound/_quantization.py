@@ -16,8 +16,8 @@ def quantization_box(params: Any, bits: int, *, per: str = "tensor") -> Any:
 
     The grid is symmetric: 2 ** bits - 1 values from -max |w| to max |w|, so its step is
     max |w| / (2 ** (bits - 1) - 1) and rounding moves a weight by half of it at most;
-    so does rounding to any finer grid. What is certified over the box holds for the
-    quantised net, however it rounds.
+    so does rounding to nearest on any finer grid, and up or down by chance with one bit
+    more. What is certified over the box holds for all of these nets.
 
     Args:
         params: A pytree of arrays. Floating leaves with two axes or more are weights;

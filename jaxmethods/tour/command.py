@@ -10,6 +10,10 @@ from typing import Any
 import jax
 
 from .. import __version__
+from ..audit.command import prepare_cache
+from ..audit.command import run as run_audit
+from ..audit.options import add_parser
+from ..audit.problems import one_line
 from .config import TourConfig
 
 _EPILOG = """\
@@ -28,7 +32,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="jaxmethods",
         description="Five transforms of any JAX function. `jaxmethods tour` trains, "
-        "certifies, explains and shards one network on real digits, and reports.",
+        "certifies, explains and shards one network on real digits, and reports; "
+        "`jaxmethods audit` asks of your own model how far it can be trusted.",
     )
     version = f"jaxmethods {__version__}"
     parser.add_argument("--version", action="version", version=version)
@@ -42,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_options(tour)
+    add_parser(commands)
     return parser
 
 
@@ -99,6 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         argv.insert(0, "tour")
     options = _parser().parse_args(argv)
+    if options.command == "audit":
+        return run_audit(options)
     folder = options.data or os.environ.get("JAXMETHODS_DATA")
     config = TourConfig(
         data=Path(folder) if folder else None,
@@ -119,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\ninterrupted; the same command goes on from here.", file=sys.stderr)
         return 130
     except (OSError, ValueError) as error:
-        print(f"jaxmethods tour: {_one_line(error)}", file=sys.stderr)
+        print(f"jaxmethods tour: {one_line(error)}", file=sys.stderr)
         return 1
     return 0
 
@@ -133,10 +141,4 @@ def _prepare_devices() -> None:
     # XLA gives its CPU pool a thread a device; collectives of all devices then block
     # the pool, and a device that lags behind finds no thread to catch up on.
     os.environ.setdefault("NPROC", "32")
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    if config.jax_compilation_cache_dir is None:
-        config.update("jax_compilation_cache_dir", str(cache / "jaxmethods"))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    prepare_cache()

@@ -1,10 +1,10 @@
 """What a tour is asked to do, checked before anything starts."""
 
 import math
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+from ..audit.folder import check_writable
 from ..data import Split, load_digits, load_mnist
 
 _ROOM = 50_000_000  # bytes: several times what a tour on MNIST writes
@@ -78,7 +78,7 @@ def settle(config: TourConfig, num_devices: int) -> Settled:
             f"--batch {config.batch} does not divide over the {count} devices of the "
             f"mesh {mesh[0]}x{mesh[1]}; wanted a multiple of {count}."
         )
-    _check_writable(config.out)
+    check_writable(config.out, _ROOM)
     split = load_digits() if config.data is None else load_mnist(config.data)
     if config.batch > len(split.train.labels):
         raise ValueError(
@@ -92,23 +92,3 @@ def _default_mesh(num_devices: int) -> tuple[int, int]:
     model = 2 if num_devices % 2 == 0 else 1
     data = 2 ** int(math.log2(num_devices // model))
     return min(data, 4), model
-
-
-def _check_writable(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise OSError(
-            f"the report folder {out} cannot be written ({error.strerror}); choose "
-            "another with --out."
-        ) from error
-    free = shutil.disk_usage(out).free
-    if free < _ROOM:
-        raise OSError(
-            f"the disk of the report folder {out} has {free / 1e6:.1f} MB left; wanted "
-            f"{_ROOM / 1e6:.0f} MB for checkpoints and report: make room, or choose "
-            "another with --out."
-        )

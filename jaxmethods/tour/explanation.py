@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import influence
+from ..audit.compiling import compiled
+from ..audit.model import Apply, example_loss
 from ..data import Images
-from .compiling import compiled
-from .objective import Apply, example_loss
 
 _PLANTED_SHARE = 0.05
 _INSPECTED = np.linspace(0, 1, 51)

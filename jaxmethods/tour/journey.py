@@ -16,18 +16,20 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from .. import shard
+from ..audit.charts import standalone
+from ..audit.folder import write_files
+from ..audit.model import example_loss
+from ..audit.pictures import data_uri
+from ..audit.progress import progress
 from ..data import Images
-from .charts import standalone
 from .checkpoints import Checkpoints
 from .config import Settled, TourConfig, settle
 from .explanation import Planted, plant_errors
 from .measurements import bytes_a_device, gradient_noise
 from .network import DigitNet, init_params
-from .objective import example_loss, radius
-from .page import accuracy_chart, report_page
-from .pictures import data_uri
+from .objective import radius
+from .page import radius_chart, report_page
 from .programs import Programs, compile_programs
-from .progress import progress
 from .summary import print_summary
 from .training import Batch, Trainer, TrainState, learning_rate, make_trainer
 
@@ -330,13 +332,11 @@ def write_report(out: Path, findings: dict[str, Any]) -> None:
     files = {
         "index.html": report_page(findings),
         "findings.json": json.dumps(numbers, indent=1) + "\n",
-        "accuracy.svg": standalone(accuracy_chart(findings["accuracy"])),
+        "accuracy.svg": standalone(radius_chart(findings["accuracy"])),
     }
-    for name, content in files.items():
-        try:
-            (out / name).write_text(content)
-        except OSError as error:
-            raise OSError(
-                f"{out / name} cannot be written ({error.strerror}); make room or "
-                "choose another --out: the training is kept and goes on from its end."
-            ) from error
+    write_files(
+        out,
+        files,
+        "make room or choose another --out: the training is kept and goes on from its "
+        "end.",
+    )

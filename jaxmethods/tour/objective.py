@@ -1,6 +1,5 @@
 """The loss: cross entropy of the images, and of the worst logits within eps."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,13 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .. import bound
-
-Apply = Callable[[Any, jax.Array], jax.Array]
-
-
-def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
-    """Cross entropy of one example, in nats."""
-    return jax.nn.logsumexp(logits) - logits[label]
+from ..audit.model import Apply
 
 
 def pixel_box(image: jax.Array, eps: jax.Array) -> bound.Box:
@@ -28,14 +21,6 @@ def lower_margins(
     """What the logit of the label is ahead of each other one, at least (CROWN-IBP)."""
     margins = bound.margins(lambda x: apply(params, x), label)
     return bound.crown_ibp(margins, side="lower")(pixel_box(image, eps)).lower
-
-
-def example_loss(
-    apply: Apply, params: Any, example: tuple[jax.Array, jax.Array]
-) -> jax.Array:
-    """The natural loss of one (image, label): what influence is measured on."""
-    image, label = example
-    return cross_entropy(apply(params, image), label)
 
 
 def certified_loss(

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ..audit.model import Apply
+from ..audit.progress import progress
 from ..data import Images
 from .evaluation import Accuracy, accuracy_meter
 from .explanation import (
@@ -17,8 +19,6 @@ from .explanation import (
     mistake_explainer,
 )
 from .measurements import WireBytes, exchange_bytes
-from .objective import Apply
-from .progress import progress
 from .training import CODEC, Batch, Trainer, TrainState
 
 

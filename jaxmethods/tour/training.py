@@ -17,7 +17,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from .. import quantize, shard
-from .objective import Apply, certified_loss, radius
+from ..audit.model import Apply
+from .objective import certified_loss, radius
 
 # Of all layers; the sums that a bound adds up beside them stay exact.
 POLICY = quantize.Policy(

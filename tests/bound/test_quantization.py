@@ -97,3 +97,19 @@ def test_what_is_no_weight_stays_and_the_dtype_too():
 def test_bad_arguments_are_refused(bits, per, error, hint):
     with pytest.raises(error, match=hint):
         bound.quantization_box(make(), bits, per=per)
+
+
+def test_a_model_of_a_batch_of_one_has_the_margins_of_that_one():
+    params, x = make(), jnp.linspace(-1.0, 1.0, 5)
+
+    def of_a_batch(params, x):
+        hidden = jax.nn.relu(x[None] @ params["w0"] + params["b0"][None])
+        return (hidden @ params["w1"])[0]
+
+    boxes = bound.quantization_box(params, 8)
+    for method in (bound.ibp, bound.crown_ibp, bound.crown):
+        got, wanted = (
+            method(bound.margins(fn, 1))(boxes, x) for fn in (of_a_batch, apply)
+        )
+        for ends in zip(got, wanted, strict=True):
+            np.testing.assert_allclose(*ends, rtol=1e-5)

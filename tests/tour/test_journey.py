@@ -13,6 +13,7 @@ from jaxmethods.tour.config import TourConfig
 from jaxmethods.tour.explanation import plant_errors
 from jaxmethods.tour.network import DigitNet, init_params
 from jaxmethods.tour.objective import certified_loss, radius
+from jaxmethods.tour.page import radius_chart
 
 TINY = TourConfig(steps=8, batch=16, quick=True)
 
@@ -59,6 +60,11 @@ def test_the_report_holds_every_section(finished):
         assert word in page
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
     assert (out / "accuracy.svg").read_text().startswith("<svg")
+    # The sections are those of an audit.
+    assert radius_chart(findings["accuracy"]) in page
+    for name in ("data parallel", "plan", "measured"):
+        assert f">{name}</text>" in page
+    assert "influence: which labels are wrong" in page
     assert not any((out / "checkpoints").iterdir())  # a finished run starts anew
     accuracy = findings["accuracy"]
     triples = zip(accuracy["certified"], accuracy["attacked"], strict=True)

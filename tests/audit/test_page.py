@@ -7,10 +7,10 @@ import zlib
 import numpy as np
 import pytest
 
-from jaxmethods.tour.charts import Series, bar_chart, line_chart, ticks
-from jaxmethods.tour.page import document, section, strip, table
-from jaxmethods.tour.pictures import data_uri, png
-from jaxmethods.tour.progress import progress
+from jaxmethods.audit.charts import Series, bar_chart, line_chart, ticks
+from jaxmethods.audit.page import document, section, strip, table
+from jaxmethods.audit.pictures import data_uri, png
+from jaxmethods.audit.progress import progress
 
 
 @pytest.mark.parametrize("low, high", [(0, 1), (0, 0.13), (-3, 40), (0, 1e6), (2, 2)])

@@ -36,3 +36,30 @@ def png(image: np.ndarray) -> bytes:
 def data_uri(image: np.ndarray) -> str:
     """The image as the `src` of an `<img>`."""
     return "data:image/png;base64," + base64.b64encode(png(image)).decode()
+
+
+def grey(x: np.ndarray, bounds: tuple[float, float] | None = None) -> np.ndarray | None:
+    """An input as a grey image in [0, 1]; None where it is no image.
+
+    Args:
+        x: (height, width), or with one or three channels first or last, as images have
+            them; sides of 4 pixels or more.
+        bounds: The values of black and white; None: the least and the greatest there.
+
+    Example:
+        >>> grey(np.zeros((3, 8, 9)), (0, 1)).shape
+        (8, 9)
+        >>> grey(np.zeros(5)) is None
+        True
+    """
+    if x.ndim == 3:
+        axis = next((a for a in (2, 0) if x.shape[a] in (1, 3)), None)
+        if axis is None:
+            return None
+        x = x.mean(axis)
+    if x.ndim != 2 or min(x.shape) < 4:
+        return None
+    low, high = (x.min(), x.max()) if bounds is None else bounds
+    if not (np.isfinite(low) and np.isfinite(high)):
+        low, high = x.min(), x.max()
+    return np.clip((x - low) / (high - low if high > low else 1), 0, 1)

@@ -1,0 +1,144 @@
+"""How often a model is proven to be right, for every input within a radius."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from .. import bound
+from ..core import check_choice, check_integer
+from .levels import reached
+from .model import Apply, check_labels, check_range, read_model
+from .radii import EPS, NORMS, check_radii
+
+METHODS: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
+    "ibp": bound.ibp,
+    "crown_ibp": partial(bound.crown_ibp, side="lower"),
+    "crown": partial(bound.crown, side="lower"),
+    "alpha_crown": partial(bound.alpha_crown, side="lower"),
+}
+
+
+class Certificates(NamedTuple):
+    """Shares of the inputs whose label is proven within each radius.
+
+    Attributes:
+        eps: The radii, ascending.
+        certified: Proven at this radius, or at a larger one.
+        method: What proved it: "ibp", "crown_ibp", "crown" or "alpha_crown".
+        norm: "linf" or "l2".
+    """
+
+    eps: list[float]
+    certified: list[float]
+    method: str
+    norm: str
+
+
+def certificates(
+    apply: Apply,
+    params: Any,
+    inputs: ArrayLike,
+    labels: ArrayLike,
+    *,
+    eps: Sequence[float] = EPS,
+    norm: str = "linf",
+    bounds: tuple[float, float] | None = (0.0, 1.0),
+    method: str = "crown",
+    batched: bool | None = None,
+    chunk: int = 64,
+    progress: bool = False,
+) -> Certificates:
+    """Counts the inputs that provably keep their label within a radius.
+
+    Proven: over the ball of the radius, cut off at `bounds`, every lower bound of
+    `bound.margins` is positive. What is proven at one radius holds at smaller ones, so
+    of each input the largest radius is sought by halving.
+
+    Args:
+        apply: `apply(params, x) -> logits`, of one input or of a batch.
+        params: A pytree of arrays.
+        inputs: (n, ...) floating.
+        labels: (n,) integers.
+        eps: Radii, in units of the inputs.
+        norm: "linf" or "l2".
+        bounds: The least and the greatest value of an entry; None for no limits.
+        method: "ibp" (cheapest), "crown_ibp", "crown", "alpha_crown" (tightest).
+        batched: Whether `apply` takes a batch; None: found out.
+        chunk: How many inputs are bounded at once.
+        progress: Whether to show on standard error how far it is.
+
+    Returns:
+        `Certificates`: lower bounds of what holds; `accuracy` gives upper ones.
+
+    Raises:
+        NotImplementedError: A primitive without a rule; the message names it, its line,
+            and `bound.register_rule`.
+        TypeError, ValueError: As `accuracy`; an unknown method.
+
+    Example:
+        >>> w = jnp.array([[1.0, -1.0], [-1.0, 1.0]])
+        >>> x = jnp.array([[0.9, 0.1], [0.4, 0.6]])
+        >>> apply = lambda params, x: x @ params
+        >>> certificates(apply, w, x, jnp.array([0, 1]), eps=[0.05, 0.2]).certified
+        [1.0, 0.5]
+
+    References:
+        Zhang et al. 2018, arXiv:1811.00866; Xu et al. 2020, arXiv:2002.12920.
+    """
+    model = read_model(apply, params, inputs, batched=batched)
+    count = len(model.inputs)
+    labels = check_labels(labels, count, model.num_classes)
+    radii = check_radii(eps, norm)
+    check_range(model.inputs, bounds)
+    check_choice(method, tuple(METHODS), "method")
+    proves = jax.jit(
+        partial(is_certified, model.apply, method=method, norm=norm, bounds=bounds)
+    )
+    number = reached(
+        lambda eps, *data: proves((model.params, eps), *data),
+        np.asarray(radii),
+        model.inputs,
+        labels,
+        chunk=min(check_integer(chunk, "chunk", 1), count),
+        label="certificates" if progress else None,
+    )
+    shares = [float((number > k).mean()) for k in range(len(radii))]
+    return Certificates(radii, shares, method, norm)
+
+
+def is_certified(
+    apply: Apply,
+    level: tuple[Any, Any],
+    inputs: jax.Array,
+    labels: jax.Array,
+    *,
+    method: str,
+    norm: str = "linf",
+    bounds: tuple[float, float] | None = (0.0, 1.0),
+) -> jax.Array:
+    """Whether each input provably keeps its label within a radius.
+
+    Args:
+        apply: Of one input.
+        level: (params, radius), one radius or (n,).
+        inputs: (n, ...).
+        labels: (n,).
+        method: Of `METHODS`.
+        norm: "linf" or "l2".
+        bounds: Of an entry; None for no limits.
+    """
+    params, eps = level
+
+    def one(x: jax.Array, label: jax.Array, eps: jax.Array) -> jax.Array:
+        region = bound.Ball(x, eps, NORMS[norm])
+        if bounds is not None:
+            region = bound.Intersection(region, bound.Box(*map(float, bounds)))
+        margins = bound.margins(lambda x: apply(params, x), label)
+        return jnp.all(METHODS[method](margins)(region).lower > 0)
+
+    return jax.vmap(one)(inputs, labels, jnp.broadcast_to(eps, labels.shape))

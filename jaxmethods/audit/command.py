@@ -1,0 +1,100 @@
+"""`jaxmethods audit`: loads what the options name and leaves the rest to `audit`."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from .folder import check_writable
+from .loading import load_checkpoints, load_data, load_function
+from .problems import one_line
+from .report import AuditConfig, audit
+
+_ROOM = 20_000_000  # bytes: several times what a page with pictures takes
+
+
+def prepare_cache() -> None:
+    """Keeps compiled programs for the next run, unless the user chose a place."""
+    config: Any = jax.config  # it gets its options as attributes when jax loads
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    if config.jax_compilation_cache_dir is None:
+        config.update("jax_compilation_cache_dir", str(cache / "jaxmethods"))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command; returns the exit code.
+
+    0: every section was done; 1: lines on stderr say what went wrong and what to do;
+    130: interrupted.
+
+    Args:
+        options: What the parser of `add_parser` read.
+    """
+    try:
+        return _run(options)
+    except KeyboardInterrupt:
+        _tell("interrupted; nothing was written.")
+        return 130
+
+
+def _run(options: argparse.Namespace) -> int:
+    prepare_cache()
+    loads: dict[str, Callable[[], Any]] = {
+        "out": lambda: check_writable(options.out, _ROOM),
+        "apply": lambda: load_function(options.function),
+        "trees": lambda: load_checkpoints(
+            options.checkpoint, subtree=options.subtree, like=options.like
+        ),
+        "data": lambda: load_data(
+            options.data, inputs=options.inputs, labels=options.labels
+        ),
+    }
+    # All that is wrong is told at once.
+    loaded, failed = {}, False
+    for name, load in loads.items():
+        try:
+            loaded[name] = load()
+        except (OSError, ValueError) as error:
+            _tell(one_line(error))
+            failed = True
+    if failed:
+        return 1
+    config = AuditConfig(
+        **{name: getattr(options, name) for name in AuditConfig._fields}
+    )
+    inputs, labels = loaded["data"]
+    try:
+        report = audit(
+            loaded["apply"],
+            loaded["trees"][-1],
+            _first(inputs, options.limit),
+            _first(labels, options.limit),
+            config,
+            checkpoints=loaded["trees"],
+            name=options.function,
+            progress=True,
+        )
+        report.write(options.out)
+    except (OSError, TypeError, ValueError) as error:
+        _tell(one_line(error))
+        return 1
+    for problem in dict.fromkeys(report.problems.values()):
+        sections = [s for s, p in report.problems.items() if p == problem]
+        _tell(f"{', '.join(sections)}: {problem}")
+    page = (options.out / "index.html").resolve()
+    sys.stdout.write(f"\n{report}\n\nreport: {page}\n")
+    return 1 if report.problems else 0
+
+
+def _first(array: Any, limit: int | None) -> Any:
+    # What has no axis is told of where inputs are checked.
+    return array if array is None or not array.ndim else array[:limit]
+
+
+def _tell(text: str) -> None:
+    """Writes a line to stderr, with the name of the command."""
+    sys.stderr.write(f"jaxmethods audit: {text}\n")

@@ -1,0 +1,249 @@
+"""What an audit asks of a model: the logits of one input, and labels that fit them."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from ..core import check_floating, describe, leaf_paths
+from .problems import one_line
+
+Apply = Callable[[Any, jax.Array], jax.Array]
+
+# Rounding of half precision stays below, another meaning of the axes does not.
+_SAME = 0.02
+
+
+class Model(NamedTuple):
+    """A checked model and the inputs to look at.
+
+    Attributes:
+        apply: `apply(params, x) -> (num_classes,)`, of one input.
+        params: A pytree of arrays.
+        inputs: (n, ...) floating.
+        num_classes: Two or more.
+    """
+
+    apply: Apply
+    params: Any
+    inputs: np.ndarray
+    num_classes: int
+
+
+def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
+    """Cross entropy of one example, in nats."""
+    return jax.nn.logsumexp(logits) - logits[label]
+
+
+def example_loss(
+    apply: Apply, params: Any, example: tuple[jax.Array, jax.Array]
+) -> jax.Array:
+    """The natural loss of one (input, label): what influence is measured on."""
+    x, label = example
+    return cross_entropy(apply(params, x), label)
+
+
+def logits_of(apply: Apply, params: Any, inputs: jax.Array) -> jax.Array:
+    """The logits (n, num_classes) of a batch, one input at a time."""
+    return jax.vmap(lambda x: apply(params, x))(inputs)
+
+
+def read_model(
+    apply: Apply, params: Any, inputs: ArrayLike, *, batched: bool | None = None
+) -> Model:
+    """Checks a model on the shapes of its inputs, and how many it takes at once.
+
+    Args:
+        apply: `apply(params, x) -> logits`, where x is one input and the logits are
+            (num_classes,), or x is a batch of them.
+        params: A pytree of arrays.
+        inputs: (n, ...) floating, finite.
+        batched: Whether `apply` takes a batch; None: found out.
+
+    Returns:
+        A `Model`, whose `apply` takes one input.
+
+    Raises:
+        TypeError: `apply` is no function of (params, x); parameters are no arrays;
+            inputs are not floating.
+        ValueError: `apply` fails on the inputs or returns anything but logits; it
+            takes one input and a batch, with different logits; values are not finite.
+
+    Example:
+        >>> model = read_model(lambda w, x: x @ w, jnp.ones((3, 2)), jnp.ones((5, 3)))
+        >>> model.num_classes
+        2
+    """
+    _check_signature(apply)
+    params = _check_params(params)
+    # Of objects and texts jax tells less.
+    if isinstance(inputs, np.ndarray) and inputs.dtype.kind in "OSUMm":
+        raise TypeError(f"inputs is {describe(inputs)}; wanted an array of numbers.")
+    inputs = np.asarray(check_floating(inputs, "inputs"))
+    if inputs.ndim < 2 or not inputs.size:
+        raise ValueError(
+            f"inputs is {describe(inputs)}; wanted (n, ...), at least one input with "
+            "at least one axis of its own."
+        )
+    if not np.isfinite(inputs).all():
+        finite = np.isfinite(inputs).all(tuple(range(1, inputs.ndim)))
+        raise ValueError(
+            f"inputs holds NaN or infinity, first in number {np.argmin(finite)}, "
+            f"{np.sum(~finite)} in all; wanted finite values: leave these out."
+        )
+    one = jax.ShapeDtypeStruct(inputs.shape[1:], inputs.dtype)
+    of_one, of_batch = _logits(apply, params, one, ()), None
+    if batched is not False:
+        many = jax.ShapeDtypeStruct((1, *one.shape), one.dtype)
+        of_batch = _logits(apply, params, many, (1,))
+    if batched:
+        of_one = of_batch
+
+    def alone(params: Any, x: jax.Array) -> jax.Array:
+        return apply(params, x[None])[0]
+
+    if isinstance(of_one, str):
+        if batched is None and isinstance(of_batch, int):
+            return Model(alone, params, inputs, of_batch)
+        raise ValueError(
+            f"apply(params, x) fits neither one input nor a batch: {of_one}; wanted "
+            "logits of shape (classes,): is the checkpoint of this function, and are "
+            "the inputs of the shape that it was trained on?"
+        )
+    assert of_one is not None
+    if batched is None and isinstance(of_batch, int):
+        _check_same(apply, alone, params, inputs[0])
+    return Model(alone if batched else apply, params, inputs, of_one)
+
+
+def check_labels(labels: Any, num_inputs: int, num_classes: int) -> np.ndarray:
+    """Returns labels as an array, or raises unless they are one class an input.
+
+    Args:
+        labels: (num_inputs,) integers in 0..num_classes-1.
+        num_inputs: How many.
+        num_classes: Of the model.
+    """
+    if labels is None:
+        raise ValueError(
+            f"there are no labels; wanted ({num_inputs},) "
+            "integers (--labels names another array of the file)."
+        )
+    labels = np.asarray(labels)
+    wanted = f"wanted one label an input, ({num_inputs},) integers"
+    if labels.shape != (num_inputs,):
+        hint = ": of one-hot rows take labels.argmax(-1)" if labels.ndim == 2 else ""
+        raise ValueError(f"labels is {describe(labels)}; {wanted}{hint}.")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise TypeError(f"labels is {describe(labels)}; {wanted}: labels.astype(int).")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(
+            f"labels reach from {labels.min()} to {labels.max()} and the model has "
+            f"{num_classes} logits; wanted 0..{num_classes - 1}."
+        )
+    return labels.astype(np.int32)
+
+
+def check_range(inputs: np.ndarray, bounds: tuple[float, float] | None) -> None:
+    """Raises ValueError where an input lies outside of what entries may be."""
+    if bounds is None:
+        return
+    low, high = bounds
+    least, most = float(inputs.min()), float(inputs.max())
+    if not low < high:
+        raise ValueError(f"bounds is {bounds}; wanted (low, high) with low < high.")
+    if least < low or most > high:
+        raise ValueError(
+            f"inputs reach from {least:.4g} to {most:.4g}, outside of bounds {bounds}; "
+            "give the range that entries may have, as bounds=(low, high) or "
+            "--bounds=LOW,HIGH; None or none where there is no such range."
+        )
+
+
+def _check_signature(apply: Any) -> None:
+    if not callable(apply):
+        raise TypeError(f"apply is {describe(apply)}; wanted a function (params, x).")
+    try:
+        signature = inspect.signature(apply)
+    except (TypeError, ValueError):
+        return  # some builtins have none
+    try:
+        signature.bind("params", "x")
+    except TypeError as error:
+        name = getattr(apply, "__name__", type(apply).__name__)
+        raise TypeError(
+            f"{name}{signature} cannot be called as apply(params, x) ({error}); wrap "
+            f"it: def apply(params, x): return {name}(...)."
+        ) from None
+
+
+def _check_params(params: Any) -> Any:
+    """The parameters as arrays of jax."""
+    leaves, treedef = jax.tree.flatten(params)
+    if not leaves:
+        raise TypeError(f"params is {describe(params)}, without arrays; wanted some.")
+    arrays = []
+    for path, leaf in zip(leaf_paths(params), leaves, strict=True):
+        name = "/".join(map(str, path)) or "params"
+        dtype = getattr(leaf, "dtype", None) or np.asarray(leaf).dtype
+        if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+            arrays.append(leaf)
+            continue
+        if not any(jnp.issubdtype(dtype, kind) for kind in (np.number, np.bool_)):
+            raise TypeError(
+                f"params hold {describe(leaf)} at {name}; wanted arrays alone: keep "
+                "the rest in the function (equinox.partition, nnx.split)."
+            )
+        array = jnp.asarray(leaf)
+        if jnp.issubdtype(array.dtype, jnp.inexact) and not jnp.isfinite(array).all():
+            raise ValueError(
+                f"params hold NaN or infinity at {name}; wanted finite values: take a "
+                "checkpoint from before the training diverged."
+            )
+        arrays.append(array)
+    return treedef.unflatten(arrays)
+
+
+def _logits(
+    apply: Apply, params: Any, x: jax.ShapeDtypeStruct, axes: tuple[int, ...]
+) -> int | str:
+    """The number of classes, or why there is none."""
+    # A new function each time: jax remembers how a traced one failed.
+    try:
+        out = jax.eval_shape(lambda p, v: apply(p, v), params, x)
+    except Exception as error:
+        return f"on {describe(x)} it fails with {one_line(error, named=True)}"
+    shape = getattr(out, "shape", None)
+    if shape is None:
+        return f"on {describe(x)} it returns a {type(out).__name__}"
+    floating = jnp.issubdtype(out.dtype, jnp.floating)
+    if shape[:-1] != axes or not shape or not floating:
+        return f"on {describe(x)} it returns {describe(out)}"
+    if shape[-1] < 2:
+        return (
+            f"on {describe(x)} it returns {describe(out)}, a single class (of a "
+            "sigmoid of one logit z return jnp.stack([0 * z, z]))"
+        )
+    return shape[-1]
+
+
+def _check_same(apply: Apply, alone: Apply, params: Any, x: np.ndarray) -> None:
+    # Each runs once: optimising it would cost more.
+    fast = {"xla_backend_optimization_level": 0}
+    both = (
+        jax.jit(lambda p, v, f=fn: f(p, v), compiler_options=fast)(params, x)
+        for fn in (apply, alone)
+    )
+    one, first = (np.asarray(z, np.float64) for z in both)
+    if one.shape != first.shape or np.abs(one - first).max() > _SAME * np.abs(
+        first
+    ).max(initial=1e-6):
+        raise ValueError(
+            f"apply(params, x) takes one input ({describe(x)}) and a batch of one, "
+            "with different logits; say which is meant: batched=True or False "
+            "(--batched yes or no)."
+        )

@@ -1,0 +1,168 @@
+"""The page of an audit: one section a question, and a line where one failed."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .charts import Series, line_chart
+from .page import details, document, facts, figure, paragraph, section, table
+from .sections import (
+    accuracy_chart,
+    held_bytes,
+    percent,
+    robustness,
+    suspicious_labels,
+)
+
+
+def audit_page(findings: Mapping[str, Any], pictures: Sequence[tuple[str, str]]) -> str:
+    """The page of a finished audit.
+
+    Args:
+        findings: As `Report.findings` gives them.
+        pictures: (source, caption) of suspicious examples.
+    """
+    model = findings["model"]
+    count, *shape = model["inputs"]
+    subtitle = (
+        f"{model['num_parameters']:,} parameters, {model['num_classes']} classes; "
+        f"{count} inputs of {' x '.join(map(str, shape))}; every number was computed "
+        "in this run."
+    )
+    parts = [_headline(findings)]
+    if findings["accuracy"] or findings["certificates"]:
+        parts.append(_robustness(findings["accuracy"], findings["certificates"]))
+    if findings["quantized"]:
+        parts.append(_quantized(findings["quantized"]))
+    if findings["labels"]:
+        parts.append(_labels(findings["labels"], pictures))
+    if findings["memory"]:
+        parts.append(_memory(findings["memory"]))
+    if findings["problems"]:
+        rows = list(findings["problems"].items())
+        text = "These sections failed; each line says what to do."
+        parts.append(
+            section("What is missing", paragraph(text), table(("section", "why"), rows))
+        )
+    return document(f"Audit of {model['name']}", subtitle, *parts)
+
+
+def _headline(findings: Mapping[str, Any]) -> str:
+    shown: dict[str, str] = {}
+    if accuracy := findings["accuracy"]:
+        shown["clean accuracy"] = percent(accuracy["clean"])
+        middle = len(accuracy["eps"]) // 2
+        name = f"under attack at eps = {accuracy['eps'][middle]:g}"
+        shown[name] = percent(min(accuracy["pgd"][middle], accuracy["apgd"][middle]))
+    if proven := findings["certificates"]:
+        middle = len(proven["eps"]) // 2
+        name = f"certified at eps = {proven['eps'][middle]:g}"
+        shown[name] = percent(proven["certified"][middle])
+    if quantized := findings["quantized"]:
+        name = f"certified at {quantized['bits'][0]} bits"
+        shown[name] = percent(quantized["certified"][0])
+    return facts(shown)
+
+
+def _robustness(
+    accuracy: Mapping[str, Any] | None, proven: Mapping[str, Any] | None
+) -> str:
+    shares: dict[str, Sequence[float]] = {}
+    if accuracy:
+        shares |= {"PGD": accuracy["pgd"], "APGD": accuracy["apgd"]}
+    if proven:
+        shares["certified"] = proven["certified"]
+    either = proven or accuracy
+    assert either is not None
+    eps = either["eps"]
+    head = ("eps", *shares)
+    rows = [
+        (f"{e:g}", *map(percent, values))
+        for e, *values in zip(eps, *shares.values(), strict=True)
+    ]
+    clean = accuracy["clean"] if accuracy else None
+    method = f"; proven by {proven['method']}" if proven else ""
+    norm = {"linf": "each entry moves by at most eps", "l2": "Euclidean length"}
+    return robustness(
+        "What holds within a radius",
+        f"Radii in the norm {either['norm']} ({norm[either['norm']]}){method}. Between "
+        "the attacked and the certified line lies what no one knows: no attack was "
+        "found and no proof either.",
+        accuracy_chart(eps, clean, shares),
+        "Right as given, under attack, and proven for every input within eps.",
+        table(head, rows),
+    )
+
+
+def _quantized(quantized: Mapping[str, Any]) -> str:
+    bits, shares = quantized["bits"], ("rounded", "certified")
+    chart = line_chart(
+        "Accuracy with weights of few bits",
+        {name: Series(bits, quantized[name]) for name in shares},
+        x_label="bits of a weight",
+        y_label="share of the inputs",
+    )
+    rows = [
+        (str(b), percent(right), percent(proven))
+        for b, right, proven in zip(bits, *(quantized[s] for s in shares), strict=True)
+    ]
+    return section(
+        "What holds when weights are rounded",
+        paragraph(
+            f"One grid a {quantized['per']}. Rounded: right with every weight at the "
+            "nearest value of the grid. Certified: right wherever each weight lies "
+            f"within half a step, proven by {quantized['method']}; that covers any way "
+            "to round to nearest on a grid as fine."
+        ),
+        figure(chart, "Right with weights rounded to nearest, and proven for all."),
+        table(("bits", *shares), rows),
+    )
+
+
+def _labels(labels: Mapping[str, Any], pictures: Sequence[tuple[str, str]]) -> str:
+    rows = [
+        (
+            str(s["index"]),
+            s["label"],
+            s["predicted"],
+            f"{s['self_influence']:.3g}",
+            f"{s['loss']:.3g}",
+        )
+        for s in labels["suspects"]
+    ]
+    count = labels["num_checkpoints"]
+    over = "the checkpoint" if count == 1 else f"{count} checkpoints"
+    head = ("input", "label", "read as", "self-influence", "loss")
+    return suspicious_labels(
+        f"The {len(labels['scores'])} examples were ranked by self-influence, the "
+        f"squared gradient of their own loss, over {over}. Wrong, rare and ambiguous "
+        "ones lead; the first are shown.",
+        pictures,
+        table(head, rows),
+    )
+
+
+def _memory(memory: Mapping[str, Any]) -> str:
+    layouts = memory["layouts"]
+    rows = [
+        (
+            plan["name"],
+            f"{plan['parameter_bytes']:,}",
+            f"{plan['memory_bytes']:,.0f}",
+            f"{plan['wire_bytes']:,.0f}",
+            plan["num_split"],
+        )
+        for plan in layouts
+    ]
+    head = ("layout", "parameters", "held in all", "sent a step", "arrays spread")
+    bars = {plan["name"]: plan["memory_bytes"] for plan in layouts}
+    return section(
+        "shard: what a device would hold",
+        paragraph(
+            f"A training step with Adam, {memory['batch']} examples over "
+            f"{memory['devices']} devices, planned from the trace of the loss; bytes "
+            "are a device's."
+        ),
+        held_bytes(bars, "Parameters, gradients, optimizer state and activations."),
+        table(head, rows),
+        *(details(plan["name"], plan["table"]) for plan in layouts),
+    )

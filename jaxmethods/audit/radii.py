@@ -1,0 +1,28 @@
+"""The radii of an audit: of attacks from above, of certificates from below."""
+
+import math
+from collections.abc import Sequence
+
+from ..core import check_choice, check_positive
+
+NORMS = {"linf": math.inf, "l2": 2}
+EPS = (0.005, 0.01, 0.02, 0.05, 0.1)
+
+
+def check_radii(eps: Sequence[float], norm: str) -> list[float]:
+    """Returns radii in ascending order, or raises unless they are positive numbers.
+
+    Args:
+        eps: One or more, in any order.
+        norm: Has to be a key of `NORMS`.
+
+    Example:
+        >>> check_radii([0.2, 0.1], "l2")
+        [0.1, 0.2]
+    """
+    check_choice(norm, tuple(NORMS), "norm")
+    if not len(eps):
+        raise ValueError("eps has no radii; wanted at least one.")
+    for radius in eps:
+        check_positive(radius, "eps")
+    return sorted({float(radius) for radius in eps})

@@ -1,0 +1,214 @@
+"""Functions, checkpoints and data by name, and a sentence for what cannot be read."""
+
+import sys
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from flax import nnx
+
+from jaxmethods.audit.loading import load_checkpoints, load_data, load_function
+
+TREE = {"params": {"a": [np.ones(2, "f"), np.zeros((2, 3), "f")], "b": np.float32(4)}}
+MODULE = """
+import numpy as np
+class net:
+    @staticmethod
+    def apply(params, x): return x
+like = {"a": [np.zeros(2), np.zeros((2, 3))], "b": np.zeros(())}
+def make(): return like
+other = {"a": [np.zeros(2), np.zeros((2, 2))], "b": np.zeros(())}
+more = {**like, "c": np.zeros(1)}
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A module that is found in this folder."""
+    (tmp_path / "audited_net.py").write_text(MODULE)
+    (tmp_path / "broken_net.py").write_text("raise SystemExit('no GPU')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # this folder is added to it
+    monkeypatch.delitem(sys.modules, "audited_net", raising=False)
+    return tmp_path
+
+
+def load_module(name):
+    load_function(f"{name}:net")
+    return sys.modules[name]
+
+
+def save(folder, tree):
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder, tree)
+    return folder
+
+
+def same(got, wanted):
+    return jax.tree.all(jax.tree.map(np.array_equal, got, wanted))
+
+
+@pytest.mark.parametrize("place", ["audited_net", "audited_net.py"])
+def test_functions_of_modules_and_of_files(module, place):
+    assert load_function(f"{place}:net.apply")(1, 2) == 2
+
+
+@pytest.mark.parametrize(
+    "name, hint",
+    [
+        ("audited_net", "names no function; wanted MODULE:FUNCTION"),
+        ("absent_net:apply", r"ModuleNotFoundError: .*; wanted a module on the path"),
+        ("absent_net.py:apply", "no file absent_net.py.*or a .py file"),
+        ("broken_net:apply", r"SystemExit: no GPU.*wanted a module"),
+        ("audited_net:appply", "has no 'appply'; wanted one of its names: .*net"),
+    ],
+)
+def test_functions_that_are_not_there_are_told(module, name, hint):
+    with pytest.raises(ValueError, match=hint):
+        load_function(name)
+
+
+def test_an_npz_is_nested_by_path_or_a_list(module):
+    flat = {"params/b": TREE["params"]["b"], "params/c/d": np.arange(3)}
+    np.savez("named.npz", **flat)
+    (got,) = load_checkpoints(module / "named.npz", subtree="params")
+    assert same(got, {"b": flat["params/b"], "c": {"d": flat["params/c/d"]}})
+    np.savez("list.npz", *jax.tree.leaves(TREE))
+    (got,) = load_checkpoints(module / "list.npz")
+    assert same(got, jax.tree.leaves(TREE))
+    for like in ("like", "make"):
+        (got,) = load_checkpoints(module / "list.npz", like=f"audited_net:{like}")
+        assert same(got, TREE["params"])
+
+
+def test_orbax_folders_of_one_tree_and_of_a_manager(tmp_path):
+    (got,) = load_checkpoints(save(tmp_path / "one", TREE))
+    assert same(got, TREE)
+    with ocp.CheckpointManager(tmp_path / "many") as manager:
+        for step in range(7):
+            tree = {"w": np.full(2, step, "f")}
+            manager.save(step, args=ocp.args.StandardSave(tree))
+        manager.wait_until_finished()
+    got = load_checkpoints(tmp_path / "many")
+    assert [tree["w"][0] for tree in got] == [2, 3, 4, 5, 6]
+    (last,) = load_checkpoints(tmp_path / "many" / "6")
+    assert last["w"][0] == 6
+
+
+def test_orbax_items_of_the_usual_name_are_taken(tmp_path):
+    with ocp.CheckpointManager(tmp_path) as manager:
+        items = {
+            "params": ocp.args.StandardSave({"w": np.ones(2)}),
+            "state": ocp.args.StandardSave({"mu": np.ones(2)}),
+        }
+        manager.save(0, args=ocp.args.Composite(**items))
+        manager.wait_until_finished()
+    assert list(load_checkpoints(tmp_path)[0]) == ["w"]
+
+
+class Net(nnx.Module):
+    def __init__(self):
+        self.layers = nnx.List([nnx.Linear(2, 3, rngs=nnx.Rngs(0))])
+
+
+@pytest.mark.parametrize("pure", [True, False])
+def test_states_of_nnx_come_back_as_they_are_taken(module, monkeypatch, pure):
+    graph, state = nnx.split(Net())
+    saved = nnx.to_pure_dict(state) if pure else state
+    save(module / "nnx", saved)
+    target = load_module("audited_net")
+    monkeypatch.setattr(target, "like", nnx.to_pure_dict(state))
+    (got,) = load_checkpoints(module / "nnx", like="audited_net:like")
+    x = jnp.ones(2)
+    wanted = Net().layers[0](x)
+    np.testing.assert_array_equal(nnx.merge(graph, got).layers[0](x), wanted)
+
+
+def test_equinox_models_come_back_from_leaves(module, monkeypatch):
+    net = eqx.nn.MLP(2, 3, 4, 1, key=jax.random.key(0))
+    params, static = eqx.partition(net, eqx.is_array)
+    np.savez("leaves.npz", *jax.tree.leaves(params))
+    target = load_module("audited_net")
+    monkeypatch.setattr(target, "like", jax.tree.map(jnp.zeros_like, params))
+    (got,) = load_checkpoints(module / "leaves.npz", like="audited_net:like")
+    x = jnp.ones(2)
+    np.testing.assert_array_equal(eqx.combine(got, static)(x), net(x))
+
+
+@pytest.mark.parametrize(
+    "how, hint",
+    [
+        (
+            {"subtree": "weights"},
+            "has no 'weights': at 'weights' there is params; give",
+        ),
+        ({"subtree": "params/b/c"}, "at 'c' there is ndarray"),
+        ({"like": "audited_net:more"}, "no 'a/0', which audited_net:more has"),
+        (
+            {"subtree": "params", "like": "audited_net:other"},
+            r"float32\[2,3\] at 'a/1'",
+        ),
+        ({"subtree": "params", "like": "audited_net:more"}, "has no 'c', which"),
+        ({"like": "audited_net:none"}, "has no 'none'; wanted one of its names"),
+    ],
+    ids=str,
+)
+def test_checkpoints_of_another_structure_are_told(module, how, hint):
+    flat = {"params/a/0": TREE["params"]["a"][0], "params/a/1": TREE["params"]["a"][1]}
+    np.savez("flat.npz", **flat, **{"params/b": TREE["params"]["b"]})
+    with pytest.raises(ValueError, match=hint):
+        load_checkpoints(module / "flat.npz", **how)
+
+
+def test_a_list_of_another_length_is_told(module):
+    np.savez("two.npz", np.ones(2), np.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"2 arrays and audited_net:like 3; wanted as"):
+        load_checkpoints(module / "two.npz", like="audited_net:like")
+
+
+def test_checkpoints_that_are_none_are_told(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"no checkpoint .*; wanted an npz file or"
+    ):
+        load_checkpoints(tmp_path / "absent")
+    (tmp_path / "text.npz").write_text("no archive")
+    with pytest.raises(
+        ValueError, match=r"cannot be read as an npz file .*numpy.savez"
+    ):
+        load_checkpoints(tmp_path / "text.npz")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(
+        ValueError, match="no single checkpoint but nothing; wanted what"
+    ):
+        load_checkpoints(tmp_path / "folder")
+    damaged = save(tmp_path / "damaged", TREE)
+    for part in damaged.rglob("*"):
+        if part.is_file() and "METADATA" not in part.name:
+            part.unlink()
+    with pytest.raises(ValueError, match=r"damaged cannot be read \(.*save it again"):
+        load_checkpoints(damaged)
+
+
+def test_data_are_arrays_by_name(tmp_path):
+    np.savez(tmp_path / "d.npz", inputs=np.ones((2, 3)), labels=[0, 1], y=[1, 1])
+    inputs, labels = load_data(tmp_path / "d.npz")
+    assert inputs.shape == (2, 3) and labels.tolist() == [0, 1]
+    assert load_data(tmp_path / "d.npz", labels="y")[1].tolist() == [1, 1]
+    assert load_data(tmp_path / "d.npz", labels="z")[1] is None
+    with pytest.raises(
+        ValueError, match="no array 'x' but inputs, labels, y; say which"
+    ):
+        load_data(tmp_path / "d.npz", inputs="x")
+    with pytest.raises(
+        FileNotFoundError, match=r"numpy.savez\(path, inputs=x, labels=y"
+    ):
+        load_data(tmp_path / "absent.npz")
+    np.save(tmp_path / "one.npy", np.ones(3))
+    with pytest.raises(ValueError, match=r"a single array.*; wanted what numpy.savez"):
+        load_data(tmp_path / "one.npy")
+    np.savez(tmp_path / "objects.npz", inputs=np.array([{}], object))
+    with pytest.raises(ValueError, match=r"cannot be read as an npz file .*of numbers"):
+        load_data(tmp_path / "objects.npz")

@@ -1,0 +1,161 @@
+"""Models of three libraries, one input or a batch a call, and what fits none."""
+
+import equinox as eqx
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxmethods import audit, bound
+from jaxmethods.audit.model import read_model
+
+from . import nets
+
+SHAPE = (4, 4, 1)
+PARAMS = nets.make_params()
+INPUTS, LABELS = nets.make_data(nets.apply, PARAMS)
+
+
+class Linen(nn.Module):
+    """Takes one input or a batch, and has running statistics."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.BatchNorm(use_running_average=True)(nn.Conv(2, (3, 3))(x))
+        x = nn.relu(x).reshape(*x.shape[:-3], -1)
+        return nn.Dense(3)(x)
+
+
+class Nnx(nnx.Module):
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(1, 2, (3, 3), strides=2, rngs=rngs)
+        self.layers = nnx.List(
+            [nnx.Linear(8, 6, rngs=rngs), nnx.Linear(6, 3, rngs=rngs)]
+        )
+
+    def __call__(self, x):
+        x = nnx.relu(self.conv(x)).reshape(*x.shape[:-3], -1)
+        return self.layers[1](nnx.relu(self.layers[0](x)))
+
+
+def linen():
+    net = Linen()
+    params = net.init(jax.random.key(0), np.zeros((1, *SHAPE), "f"))
+    return net.apply, params, lambda params, x: net.apply(params, x[None])[0]
+
+
+def of_nnx():
+    graph, state = nnx.split(Nnx(nnx.Rngs(0)))
+    params = nnx.to_pure_dict(state)
+
+    def apply(params, x):
+        return nnx.merge(graph, params)(x)
+
+    return apply, params, apply
+
+
+def equinox():
+    conv, head = jax.random.split(jax.random.key(1))
+    net = eqx.nn.Sequential(
+        [
+            eqx.nn.Conv2d(1, 2, 3, padding=1, key=conv),
+            eqx.nn.Lambda(jax.nn.leaky_relu),
+            eqx.nn.Lambda(jnp.ravel),
+            eqx.nn.Linear(32, 3, key=head),
+        ]
+    )
+    params, static = eqx.partition(net, eqx.is_array)
+
+    def apply(params, x):
+        return eqx.combine(params, static)(jnp.moveaxis(x, -1, 0))
+
+    return apply, params, apply
+
+
+@pytest.mark.parametrize("make", [linen, of_nnx, equinox])
+def test_every_library_is_audited_as_by_hand(make):
+    apply, params, alone = make()
+    inputs, labels = nets.make_data(alone, params, SHAPE, 10)
+    settings = audit.AuditConfig(skip=["accuracy"], eps=[0.01, 0.4], bits=[12, 4])
+    report = audit.audit(apply, params, inputs, labels, settings)
+    assert report.problems == {}
+    assert report.num_parameters == sum(p.size for p in jax.tree.leaves(params))
+
+    @jax.jit
+    @jax.vmap
+    def lower(x, label, eps):
+        region = bound.Intersection(bound.Ball(x, eps), bound.Box(0.0, 1.0))
+        margins = bound.margins(lambda x: alone(params, x), label)
+        return bound.crown(margins)(region).lower.min()
+
+    small, large = (lower(inputs, labels, np.full(10, eps, "f")) for eps in (0.01, 0.4))
+    small = np.asarray(small) > 0
+    shares = [small.mean(), (small & (np.asarray(large) > 0)).mean()]
+    assert report.certificates.certified == shares and shares[0] > shares[1]
+    right = nets.right(alone, params, inputs, labels).mean()
+    assert right == 0.8 and report.quantized.rounded[0] == right
+    assert right >= report.quantized.certified[0] > report.quantized.certified[1]
+    for suspect in report.labels.suspects:
+        assert suspect.predicted == alone(params, inputs[suspect.index]).argmax()
+    assert len(report.memory.layouts) == 5
+
+
+@pytest.mark.parametrize("batched", [None, True, False])
+def test_one_input_and_a_batch_are_told_apart(batched):
+    def takes_both(params, x):
+        return x @ params["w0"][:, :3]
+
+    def takes_a_batch(params, x):
+        return jnp.concatenate([x[:, :2], x[:, 2:] @ params["w0"][2:, :1]], 1)
+
+    model = read_model(takes_both, PARAMS, INPUTS, batched=batched)
+    np.testing.assert_allclose(
+        model.apply(PARAMS, INPUTS[0]), takes_both(PARAMS, INPUTS[0]), rtol=1e-6
+    )
+    if batched is not False:
+        model = read_model(takes_a_batch, PARAMS, INPUTS, batched=batched)
+        wanted = takes_a_batch(PARAMS, INPUTS)[0]
+        np.testing.assert_allclose(model.apply(PARAMS, INPUTS[0]), wanted, rtol=1e-6)
+        assert model.num_classes == 3
+
+
+def test_what_means_two_things_must_be_said():
+    def apply(params, x):
+        mean = x.mean(0, keepdims=True)  # over the batch, or over the entries
+        return (x - mean) @ params["w0"]
+
+    with pytest.raises(ValueError, match=r"different logits; say which.*--batched yes"):
+        read_model(apply, PARAMS, INPUTS)
+    assert read_model(apply, PARAMS, INPUTS, batched=True).num_classes == 7
+
+
+@pytest.mark.parametrize(
+    "apply, params, hint",
+    [
+        (3.0, PARAMS, r"apply is float 3.0; wanted a function \(params, x\)"),
+        (
+            lambda x: x,
+            PARAMS,
+            r"cannot be called as apply\(params, x\) .*; wrap it: def",
+        ),
+        (lambda p, x, train: x, PARAMS, r"missing a required argument: 'train'"),
+        (nets.apply, {}, "without arrays; wanted some"),
+        (nets.apply, {"f": jnp.tanh}, r"at f; wanted arrays alone: keep the rest in"),
+        (nets.apply, {"w0": np.full(2, np.nan)}, "NaN or infinity at w0; .*diverged"),
+        (nets.apply, {"w": PARAMS["w0"]}, r"KeyError: 'w0'.*is the checkpoint of this"),
+        (
+            nets.apply,
+            {**PARAMS, "w0": np.ones((4, 7))},
+            r"of the shape that it was trai",
+        ),
+        (lambda p, x: (x, x), PARAMS, "it returns a tuple; wanted logits"),
+        (lambda p, x: x.sum(), PARAMS, r"it returns float32\[\]; wanted logits"),
+        (lambda p, x: x[..., :1], PARAMS, r"a single class \(of a sigmoid .*jnp.stack"),
+        (lambda p, x: x.astype(int), PARAMS, r"it returns int32\[5\]; wanted logits"),
+    ],
+)
+def test_no_model_is_told_with_what_to_do(apply, params, hint):
+    with pytest.raises((TypeError, ValueError), match=hint):
+        read_model(apply, params, INPUTS)

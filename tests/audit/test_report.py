@@ -1,0 +1,165 @@
+"""A whole audit: every section, or a line for each that failed; a page and a JSON."""
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmethods import audit
+from jaxmethods.audit.report import SECTIONS
+
+from . import nets
+
+PARAMS = nets.make_params()
+INPUTS, LABELS = nets.make_data(nets.apply, PARAMS)
+QUICK = audit.AuditConfig(eps=[0.02, 0.2], bits=[10, 6])
+DATA = nets.apply, PARAMS, INPUTS, LABELS
+
+
+@pytest.fixture(scope="module")
+def report():
+    jax.config.update("jax_disable_most_optimizations", True)
+    return audit.audit(*DATA, QUICK, name="a <net>")
+
+
+def test_sections_are_the_functions_of_their_names(report):
+    radii = {"eps": QUICK.eps}
+    assert report.problems == {} and set(report.seconds) == set(SECTIONS)
+    assert report.accuracy == audit.accuracy(*DATA, **radii)
+    assert report.certificates == audit.certificates(*DATA, **radii)
+    assert report.quantized == audit.quantized(*DATA, bits=QUICK.bits)
+    assert report.labels == audit.labels(*DATA)
+    assert report.memory == audit.memory(*DATA[:3])
+    triples = zip(report.certificates.certified, report.accuracy.apgd, strict=True)
+    assert all(proven <= held for proven, held in triples)
+
+
+def test_the_json_is_the_report(report, tmp_path):
+    report.write(tmp_path / "new")
+    found = json.loads((tmp_path / "new" / "findings.json").read_text())
+    assert found == report.findings()
+    assert found["model"]["inputs"] == [12, 5] and found["model"]["num_classes"] == 3
+    assert found["accuracy"] == report.accuracy._asdict()
+    assert found["labels"]["suspects"][0] == report.labels.suspects[0]._asdict()
+    assert found["memory"]["layouts"][1] == report.memory.layouts[1]._asdict()
+
+
+def test_the_page_holds_every_section_and_needs_nothing_from_outside(report, tmp_path):
+    report.write(tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    assert page == report.page() and "a &lt;net&gt;" in page
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
+    assert not re.search(r"<script|<link|src=\"(?!data:)", page)
+    headings = re.findall(r"<h2>(.*?)</h2>", page)
+    assert len(headings) == 4  # accuracy and certificates share one
+    for share in report.certificates.certified:
+        assert f"<td>{100 * share:.1f} %</td>" in page
+    shown = str(report)
+    for part in ("clean accuracy: 83.3 %", "APGD", "certified", "data parallel"):
+        assert part in shown
+
+
+def test_images_of_suspicious_examples_are_on_the_page():
+    inputs = INPUTS.repeat(5, 1).reshape(12, 5, 5)
+    skip = [name for name in SECTIONS if name != "labels"]
+    seen = audit.audit(
+        lambda p, x: nets.apply(p, x[:, 0]),
+        PARAMS,
+        inputs,
+        LABELS,
+        QUICK._replace(skip=skip),
+    )
+    assert len(seen.pictures) == len(seen.labels.suspects) == 12
+    assert seen.page().count("data:image/png;base64,") == 12
+
+
+def never(*args, **how):
+    raise AssertionError("a section that is switched off was run")
+
+
+@pytest.mark.parametrize("kept", [(), ("memory",), ("labels", "memory")])
+def test_sections_that_are_switched_off_do_not_run(kept, monkeypatch):
+    skip = [name for name in SECTIONS if name not in kept]
+    for name in skip:
+        monkeypatch.setattr(f"jaxmethods.audit.report.{name}", never)
+    seen = audit.audit(*DATA, QUICK._replace(skip=skip))
+    assert [name for name in SECTIONS if getattr(seen, name) is not None] == [*kept]
+    assert seen.problems == {} and set(seen.seconds) == set(kept)
+    assert "<h1>Audit of" in seen.page() and "12 inputs" in str(seen)
+
+
+def test_a_section_that_there_is_none_of_is_told():
+    with pytest.raises(ValueError, match=r"'sketch'; wanted one of \['accuracy'"):
+        audit.audit(*DATA, QUICK._replace(skip=["sketch"]))
+
+
+def test_without_labels_the_plan_is_made_all_the_same():
+    seen = audit.audit(*DATA[:3], None, QUICK)
+    assert set(seen.problems) == {*SECTIONS} - {"memory"}
+    assert len(set(seen.problems.values())) == 1 and seen.memory is not None
+    assert "there are no labels; wanted (12,) integers" in seen.problems["labels"]
+    assert "What is missing" in seen.page()
+
+
+def unbounded(params, x):
+    square = params["w0"] * x[:, None]
+    values = jnp.linalg.svd(square @ square.T, compute_uv=False)
+    return values[:3]
+
+
+def test_a_primitive_without_a_rule_leaves_the_other_sections():
+    seen = audit.audit(
+        unbounded, PARAMS, INPUTS, LABELS, QUICK._replace(skip=["accuracy"])
+    )
+    assert set(seen.problems) == {"certificates", "quantized"}
+    for line in seen.problems.values():
+        assert "svd" in line and "register_rule" in line and "test_report.py" in line
+        assert "\n" not in line
+    assert seen.labels is not None and seen.memory is not None
+
+
+@pytest.mark.parametrize(
+    "change, sections, hint",
+    [
+        ({"bounds": (0.0, 0.5)}, {"accuracy", "certificates"}, "outside of bounds"),
+        ({"eps": [-1.0]}, {"accuracy", "certificates"}, "eps is -1.0; wanted"),
+        ({"method": "lp"}, {"certificates"}, "method is 'lp'; wanted one of"),
+        ({"bits": [1]}, {"quantized"}, "bits is 1; wanted 2..64"),
+        ({"batch": 12}, {"memory"}, "batch"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_setting_that_does_not_fit_fails_its_sections_alone(change, sections, hint):
+    first = ["labels", *{"accuracy", "certificates", "quantized"} - sections]
+    seen = audit.audit(*DATA, QUICK._replace(skip=first, **change))
+    assert set(seen.problems) == sections
+    assert all(hint in line for line in seen.problems.values())
+    assert (seen.memory is None) == ("memory" in sections)
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, TypeError])
+def test_errors_of_others_are_told_with_what_to_do(monkeypatch, kind):
+    def exhausted(*args, **how):
+        raise kind("RESOURCE_EXHAUSTED:\n out of memory")
+
+    monkeypatch.setattr("jaxmethods.audit.report.quantized", exhausted)
+    skip = [name for name in SECTIONS if name not in ("quantized", "memory")]
+    seen = audit.audit(*DATA, QUICK._replace(skip=skip))
+    line = seen.problems["quantized"]
+    assert line.startswith(f"{kind.__name__}: RESOURCE_EXHAUSTED: out of memory; where")
+    assert "--chunk" in line and seen.memory is not None
+
+
+def test_a_folder_that_cannot_be_written_is_told(report, tmp_path):
+    (tmp_path / "index.html").mkdir()
+    with pytest.raises(OSError, match=r"index.html cannot be written .*; make room or"):
+        report.write(tmp_path)
+
+
+def test_values_that_are_not_finite_are_told_at_once():
+    inputs = np.where(np.arange(12)[:, None] == 4, np.nan, INPUTS)
+    with pytest.raises(ValueError, match="first in number 4, 1 in all; wanted finite"):
+        audit.audit(nets.apply, PARAMS, inputs, LABELS, QUICK)
