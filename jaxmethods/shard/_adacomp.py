@@ -35,9 +35,16 @@ class AdaCompState(NamedTuple):
 @partial(jax.tree_util.register_dataclass)
 @dataclass(frozen=True)
 class Dense:
-    """A leaf sent as it is."""
+    """A leaf sent as it is.
+
+    Attributes:
+        values: The leaf, float32.
+        kind: The name of the class. To jax, structures of different dataclasses with
+            equal static fields are equal, and `jit` could take one for the other.
+    """
 
     values: jax.Array
+    kind: str = field(default="Dense", metadata=dict(static=True))
 
     def dense(self) -> jax.Array:
         """The leaf, float32."""

@@ -65,7 +65,7 @@ def auto(
 
     Args:
         tree: A tree like the gradients; shapes and dtypes suffice.
-        axis_name: The mapped axis, or a tuple of them.
+        axis_name: The mapped axis, or a tuple of axes of a mesh, not of nested `vmap`.
         num_workers: Workers on the axis, at least 1.
         bandwidth: Bytes a second that a worker can send.
         memory_bandwidth: Bytes a second that a worker reads and writes: some 5e9 a core

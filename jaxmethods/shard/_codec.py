@@ -2,7 +2,9 @@
 
 A new codec is one file: a message dataclass for a leaf, with a method `dense()` (and,
 where it is sparse, `add_to(total)`), and a factory that returns `Codec(init, encode,
-decode)` with the `decode` of this module.
+decode)` with the `decode` of this module. Give the dataclass a static field, its shape
+or its name: to jax the structures of two dataclasses with equal static fields, or
+none, are equal, and all codecs share one `decode`.
 """
 
 from collections.abc import Callable
@@ -99,8 +101,7 @@ def zeros_like_gradients(tree: Any) -> Any:
     Raises:
         TypeError: A leaf is not floating.
     """
-    for path, leaf in zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True):
-        _check_leaf(path, leaf)
+    check_floating(tree)
     return jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), jnp.float32), tree)
 
 
@@ -111,11 +112,10 @@ def check_gradients(gradients: Any, left_over: Any) -> None:
         TypeError: A gradient is not floating.
         ValueError: The tree or a shape differs from that of the state.
     """
-    paths = leaf_paths(gradients)
-    for path, leaf in zip(paths, jax.tree.leaves(gradients), strict=True):
-        _check_leaf(path, leaf)
+    paths = check_floating(gradients)
     wanted, got = jax.tree.structure(left_over), jax.tree.structure(gradients)
-    if wanted != got:
+    # Paths too: structures of different dataclasses may be equal to jax.
+    if wanted != got or paths != leaf_paths(left_over):
         raise ValueError(
             f"gradients have the tree {got}, the state was made for {wanted}; "
             "call init on a tree like the gradients."
@@ -132,11 +132,16 @@ def check_gradients(gradients: Any, left_over: Any) -> None:
             )
 
 
-def _check_leaf(path: Any, leaf: Any) -> None:
-    dtype = jnp.result_type(leaf)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(
-            f"the gradient at {path} is {dtype}[{','.join(map(str, jnp.shape(leaf)))}]"
-            "; wanted a floating dtype: take gradients of floating parameters only "
-            "(optax.partition or optax.masked leave others out)."
-        )
+def check_floating(gradients: Any) -> list[tuple[Any, ...]]:
+    """Raises TypeError unless all leaves are floating; returns their paths."""
+    paths = leaf_paths(gradients)
+    for path, leaf in zip(paths, jax.tree.leaves(gradients), strict=True):
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            shape = ",".join(map(str, jnp.shape(leaf)))
+            raise TypeError(
+                f"the gradient at {path} is {dtype}[{shape}]; wanted a floating dtype: "
+                "take gradients of floating parameters only (optax.partition or "
+                "optax.masked leave others out)."
+            )
+    return paths

@@ -51,7 +51,7 @@ def decentralized(
         optimizer: The worker's own.
         graph: As many workers as the axis has. With one that cycles, the n-th
             averaging is its round n - 1.
-        axis_name: The mapped axis, or a tuple of them.
+        axis_name: The mapped axis, or a tuple of axes of a mesh, not of nested `vmap`.
         every: Updates from one averaging to the next, at least 1.
 
     Returns:

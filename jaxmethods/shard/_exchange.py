@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from ..core import axis_size, vary_as
-from ._codec import Codec, add_decoded, check_codec, decode
+from ._codec import Codec, add_decoded, check_codec, check_floating, decode
 
 
 def exchange(codec: Codec, axis_name: Any) -> optax.GradientTransformation:
@@ -29,14 +29,15 @@ def exchange(codec: Codec, axis_name: Any) -> optax.GradientTransformation:
 
     Args:
         codec: How to compress, such as `adacomp()`.
-        axis_name: The mapped axis, or a tuple of them.
+        axis_name: The mapped axis, or a tuple of axes of a mesh, not of nested `vmap`.
 
     Returns:
         An `optax.GradientTransformation`; `init` needs no bound axis, `update` raises
         NameError where the axis is not bound. Updates keep the dtype of the gradients.
 
     Raises:
-        TypeError: `codec` is no `Codec`.
+        TypeError: `codec` is no `Codec`; `axis_name` is no name of an axis.
+        ValueError: `axis_name` is an empty tuple.
 
     Example:
         Two workers on one device, everything stacked:
@@ -74,6 +75,7 @@ def exchange(codec: Codec, axis_name: Any) -> optax.GradientTransformation:
         Chen et al. 2017, arXiv:1712.02679, section 3.
     """
     check_codec(codec)
+    check_axis_name(axis_name)
 
     def init(params: Any) -> Any:
         return each_its_own(codec.init(params), axis_name)
@@ -98,6 +100,9 @@ def mean_exchange(axis_name: Any) -> optax.GradientTransformation:
         An `optax.GradientTransformation` without state.
 
     Raises:
+        TypeError: `axis_name` is no name of an axis; in `update`, a gradient is not
+            floating.
+        ValueError: `axis_name` is an empty tuple.
         NameError: In `update`, the axis is not bound.
 
     Complexity:
@@ -110,13 +115,30 @@ def mean_exchange(axis_name: Any) -> optax.GradientTransformation:
         >>> jax.vmap(mean, axis_name="i")(gradients).tolist()
         [2.0, 2.0]
     """
+    check_axis_name(axis_name)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
         axis_size(axis_name, "update")
+        check_floating(updates)
         return jax.lax.pmean(updates, axis_name), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def check_axis_name(axis_name: Any) -> None:
+    """Raises unless this may name an axis, or is a tuple of what may, not empty."""
+    try:
+        hash(axis_name)
+    except TypeError:
+        raise TypeError(
+            f"axis_name is {axis_name!r}; wanted a name, such as 'data', or a tuple of "
+            "names."
+        ) from None
+    if axis_name == ():
+        raise ValueError(
+            "axis_name is (); wanted a name, such as 'data', or a tuple of names."
+        )
 
 
 def each_its_own(state: Any, axis_name: Any) -> Any:
@@ -148,7 +170,8 @@ def decoded_mean(codec: Codec, messages: Any, workers: int) -> Any:
 
     first = codec.decode(jax.tree.map(lambda x: x[0], messages))
     others = jax.tree.map(lambda x: x[1:], messages)
-    total, _ = jax.lax.scan(add, first, others)
+    # A tree without leaves has no length of its own.
+    total, _ = jax.lax.scan(add, first, others, length=workers - 1)
     return jax.tree.map(lambda s: s / workers, total)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from ._codec import Codec, check_codec
-from ._exchange import each_its_own, in_dtypes_of
+from ._exchange import check_axis_name, each_its_own, in_dtypes_of
 from ._graphs import Graph, check_workers
 
 
@@ -24,7 +24,7 @@ def graph_exchange(
 
     Args:
         codec: How to compress, such as `adacomp()`.
-        axis_name: The mapped axis, or a tuple of them.
+        axis_name: The mapped axis, or a tuple of axes of a mesh, not of nested `vmap`.
         graph: As many workers as the axis has, all of one degree, that does not cycle.
 
     Returns:
@@ -32,9 +32,9 @@ def graph_exchange(
         the gradients.
 
     Raises:
-        TypeError: `codec` is no `Codec`.
-        ValueError: The graph cycles, or its degrees differ; in `update`, it has another
-            size than the axis.
+        TypeError: `codec` is no `Codec`; `axis_name` is no name of an axis.
+        ValueError: The graph cycles, or its degrees differ; `axis_name` is an empty
+            tuple; in `update`, the graph has another size than the axis.
         NameError: In `update`, the axis is not bound.
 
     Complexity:
@@ -52,6 +52,7 @@ def graph_exchange(
         Kadav and Kruus 2016, arXiv:1612.08608 (the gradient exchange over graphs).
     """
     check_codec(codec)
+    check_axis_name(axis_name)
     senders, used = graph.permutations
     if graph.cycles or not used.all():
         raise ValueError(

@@ -43,7 +43,8 @@ def resize(state: Any, num_workers: int, params: Any = None) -> Any:
 
     Args:
         state: A codec's or an exchange's state, or any tree that holds some, such as
-            that of `optax.chain`, each leaf with a leading axis of N workers.
+            that of `optax.chain`, each leaf with a leading axis of N workers. Where
+            only the exchange's part is stacked, give that part.
         num_workers: M, at least 1.
         params: A tree like the gradients of one worker, of which shapes are read.
             Needed for `TwoPhaseState`, whose parts do not tell where the gradients end;
@@ -114,16 +115,28 @@ def _num_workers(state: Any) -> int:
             raise ValueError(
                 f"{where} is {describe(leaf)}; wanted a leading axis of workers in "
                 "every leaf: stack states as jax.vmap(optimizer.init) does, or as "
-                "shard_map with out_specs of the axis."
+                f"shard_map with out_specs of the axis{_part(state)}."
             )
         if first is None:
             first, old = where, np.shape(leaf)[0]
         if np.shape(leaf)[0] != old:
             raise ValueError(
                 f"{where} is {describe(leaf)} and {first} has {old} workers; wanted as "
-                "many in every leaf, on its first axis."
+                f"many in every leaf, on its first axis{_part(state)}."
             )
     return old
+
+
+def _part(state: Any) -> str:
+    """How to resize the state of a chain of which only the exchange's is stacked."""
+    is_leaf = lambda x: isinstance(x, TwoPhaseState) or _owes(x)  # noqa: E731
+    for path, node in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_leaf):
+        if path and is_leaf(node):
+            where = "state" + jax.tree_util.keystr(path)
+            return (
+                f"; or, if only {where} is stacked, call resize({where}, num_workers)"
+            )
+    return ""
 
 
 def _share(old: int, new: int) -> Move:

@@ -3,12 +3,12 @@
 import contextlib
 import multiprocessing
 import os
+import queue
 import secrets
 import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from multiprocessing import connection
 from typing import Any
@@ -53,7 +53,9 @@ def run_workers(
 
     The engines: "processes" share memory (rounds are shortest there); "sockets" are
     processes too, connected as `join_workers` connects hosts; "threads" of this process
-    are for simulation and tests: `fn` may be a closure, and none can be killed.
+    are for simulation and tests: `fn` may be a closure, and none can be killed: after
+    an error those that have not ended go on, until they wait for longer than `timeout`
+    or the process ends.
 
     Args:
         fn: Called in each worker. A function that a new process can import.
@@ -74,7 +76,7 @@ def run_workers(
         WorkerLost: A connection ended in the midst of a round; "sockets" only.
         WorkerFailed: A worker raised, or died: with its traceback or exit code.
         TimeoutError: `limit` seconds were over.
-        ValueError: An unknown mode or engine.
+        ValueError: An unknown mode or engine; `timeout` or `limit` is not above 0.
 
     Complexity:
         Starting costs a process and an import of jax for each worker. Processes that
@@ -98,10 +100,12 @@ def run_workers(
     check_choice(engine, _ENGINES, "engine")
     check_choice(mode, MODES, "mode")
     check_positive(timeout, "timeout")
+    if limit is not None:
+        check_positive(limit, "limit")
     like = jax.tree.map(_shape, like)
     options = {"graph": graph, "like": like, "mode": mode, "timeout": timeout}
     if engine == "threads":
-        return _in_threads(fn, args, _sharing(None, options))
+        return _in_threads(fn, args, _sharing(None, options), limit)
     context = multiprocessing.get_context("spawn")  # a forked XLA hangs
     with contextlib.ExitStack() as opened:
         if engine == "sockets":
@@ -146,22 +150,32 @@ def _connected(
 
 
 def _in_threads(
-    fn: Callable[..., Any], args: Sequence[Any], makers: list[Callable[[], Neighbours]]
+    fn: Callable[..., Any],
+    args: Sequence[Any],
+    makers: list[Callable[[], Neighbours]],
+    limit: float | None,
 ) -> list[Any]:
-    results, failures = {}, {}
+    ended: queue.SimpleQueue[tuple[int, Any, Exception | None]] = queue.SimpleQueue()
 
     def work(worker: int) -> None:
         try:
             with makers[worker]() as neighbours:
-                results[worker] = fn(neighbours, *args)
-        except Exception as error:
-            failures[worker] = as_failure(worker, error)
+                result = fn(neighbours, *args)
+            ended.put((worker, result, None))
+        except BaseException as error:  # sys.exit ends a worker, not the caller
+            ended.put((worker, None, as_failure(worker, error)))
 
-    with ThreadPoolExecutor(len(makers)) as pool:
-        list(pool.map(work, range(len(makers))))
-    if failures:
-        raise first_cause(failures)
-    return [results[worker] for worker in range(len(makers))]
+    for worker in range(len(makers)):
+        # A pool would wait for all of them, also where the program ends.
+        threading.Thread(target=work, args=(worker,), daemon=True).start()
+    ends = _Ends(len(makers), limit)
+    while ends.missing:
+        try:
+            worker, result, failure = ended.get(timeout=ends.seconds_left)
+        except queue.Empty:
+            break
+        ends.add(worker, result, failure)
+    return ends.all()
 
 
 def _in_processes(
@@ -215,15 +229,11 @@ def _end_with_parent() -> None:
 
 
 def _gather(processes: list[Any], pipes: list[Any], limit: float | None) -> list[Any]:
-    """The results of all, or the failure that came first, or led to the others."""
-    end = None if limit is None else time.monotonic() + limit
     ready: set[int] = set()
-    results: dict[int, Any] = {}
-    failures: dict[int, Exception] = {}
-    while len(results) + len(failures) < len(pipes):
-        open_pipes = [p for i, p in enumerate(pipes) if i not in {*results, *failures}]
-        left = None if end is None else max(0.0, end - time.monotonic())
-        found = connection.wait(open_pipes, left)
+    ends = _Ends(len(pipes), limit)
+    while ends.missing:
+        open_pipes = [pipes[worker] for worker in ends.missing]
+        found = connection.wait(open_pipes, ends.seconds_left)
         if not found:
             break
         for pipe in found:
@@ -236,20 +246,47 @@ def _gather(processes: list[Any], pipes: list[Any], limit: float | None) -> list
                     with contextlib.suppress(OSError):  # who died is found below
                         other.send("go")
             elif kind == "result":
-                results[worker] = value
+                ends.add(worker, value, None)
             else:
-                failures[worker] = value
-                soon = time.monotonic() + _GRACE
-                end = soon if end is None else min(end, soon)
-    if failures:
-        raise first_cause(failures)
-    if len(results) < len(pipes):
-        late = sorted(set(range(len(pipes))) - set(results))
-        raise TimeoutError(
-            f"workers {late} have not ended within {limit:g} s; wanted all of them: "
-            "pass a longer limit, or None."
-        )
-    return [results[worker] for worker in range(len(pipes))]
+                ends.add(worker, None, value)
+    return ends.all()
+
+
+class _Ends:
+    """How workers ended, as far as they have."""
+
+    def __init__(self, num_workers: int, limit: float | None) -> None:
+        self.missing = list(range(num_workers))
+        self._limit = limit
+        self._end = None if limit is None else time.monotonic() + limit
+        self._results: dict[int, Any] = {}
+        self._failures: dict[int, Exception] = {}
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until those that are missing are given up; None for never."""
+        return None if self._end is None else max(0.0, self._end - time.monotonic())
+
+    def add(self, worker: int, result: Any, failure: Exception | None) -> None:
+        """One has ended; after a failure others have a short time to tell theirs."""
+        self.missing.remove(worker)
+        if failure is None:
+            self._results[worker] = result
+            return
+        self._failures[worker] = failure
+        soon = time.monotonic() + _GRACE
+        self._end = soon if self._end is None else min(self._end, soon)
+
+    def all(self) -> list[Any]:
+        """The results, or the failure that came first, or led to the others."""
+        if self._failures:
+            raise first_cause(self._failures)
+        if self.missing:
+            raise TimeoutError(
+                f"workers {self.missing} have not ended within {self._limit:g} s; "
+                "wanted all of them: pass a longer limit, or None."
+            )
+        return [self._results[worker] for worker in sorted(self._results)]
 
 
 def _message(worker: int, process: Any, pipe: Any) -> tuple[str, Any]:

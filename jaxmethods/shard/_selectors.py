@@ -16,6 +16,7 @@ import numpy as np
 
 from ..core import check_fraction, check_integer, check_nonnegative
 from ..kernels import bin_ranks, magnitude_of_rank
+from ._finite_mean import finite_mean
 
 
 class Selection(NamedTuple):
@@ -240,7 +241,7 @@ class LocalBins:
             bin_size=min(self.bin_size, total.size),
             scale_factor=self.scale_factor,
         )
-        return Selection(rank > 0, lambda: rank, tops.mean()), memory
+        return Selection(rank > 0, lambda: rank, finite_mean(tops, tops.size)), memory
 
     def capacity(self, size: int) -> int:
         """The slots of all bins."""

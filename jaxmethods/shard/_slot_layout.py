@@ -32,10 +32,10 @@ class SlotLayout:
     """
 
     def __init__(self, like: Any) -> None:
-        leaves, self.treedef = jax.tree.flatten(like)
-        names = [jax.tree_util.keystr(p) for p, _ in jax.tree.leaves_with_path(like)]
-        self.names = [f"tree{name}" for name in names]
-        self.kinds = [_kind(leaf) for leaf in leaves]
+        leaves, self.treedef = jax.tree.flatten_with_path(like)
+        self._paths = [path for path, _ in leaves]
+        self.names = [f"tree{jax.tree_util.keystr(path)}" for path in self._paths]
+        self.kinds = [_kind(leaf) for _, leaf in leaves]
         offset, self._starts = 8, []
         for name, kind in zip(self.names, self.kinds, strict=True):
             if not jnp.issubdtype(kind.dtype, jnp.inexact):
@@ -46,6 +46,11 @@ class SlotLayout:
             self._starts.append(offset)
             offset += -(-kind.size * kind.dtype.itemsize // 8) * 8
         self.nbytes = offset
+
+    @property
+    def leaves(self) -> list[tuple[str, str]]:
+        """Names, and shapes with dtypes: what must be the same at both ends."""
+        return list(zip(self.names, map(describe, self.kinds), strict=True))
 
     def view(self, buffer: np.ndarray) -> Slot:
         """The slot in a buffer, uint8 (nbytes,)."""
@@ -62,12 +67,13 @@ class SlotLayout:
         slot.count[0] = round + 1
 
     def _leaves(self, tree: Any) -> list[np.ndarray]:
-        treedef = jax.tree.structure(tree)
-        if treedef != self.treedef:
+        found, treedef = jax.tree.flatten_with_path(tree)
+        # Paths too: structures of different dataclasses may be equal to jax.
+        if treedef != self.treedef or [path for path, _ in found] != self._paths:
             raise ValueError(
                 f"the tree is {treedef}; wanted that of `like`, {self.treedef}."
             )
-        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+        leaves = [np.asarray(leaf) for _, leaf in found]
         for name, leaf, kind in zip(self.names, leaves, self.kinds, strict=True):
             if (leaf.shape, leaf.dtype) != (kind.shape, kind.dtype):
                 raise ValueError(

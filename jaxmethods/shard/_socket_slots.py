@@ -39,8 +39,9 @@ def join_workers(
     place raises `WorkerTimeout`, and all start again from their last checkpoint.
 
     Neighbours prove to each other that they know `authkey` and have the same graph,
-    sizes and mode. What they send then is neither signed nor encrypted, and nothing
-    of it is unpickled or run: use it within a network that you trust.
+    mode, and names, shapes and dtypes of leaves. What they send then is neither signed
+    nor encrypted, and nothing of it is unpickled or run: use it within a network that
+    you trust.
 
     Args:
         worker: This worker, 0..N-1.
@@ -57,8 +58,9 @@ def join_workers(
         `Neighbours`, to be used as a context.
 
     Raises:
-        WorkerTimeout: A neighbour was not there in time, or does not know `authkey`,
-            or has another graph, size or mode.
+        WorkerTimeout: A neighbour was not there in time, or refused this worker.
+        PermissionError: A neighbour that this worker called has another `authkey`,
+            graph, mode or `like`. The one that was called waits on, until `timeout`.
         ValueError: The number of addresses is not that of the graph's workers.
 
     Complexity:
@@ -88,8 +90,8 @@ def join_workers(
     layout = SlotLayout(like)
     transport = SocketSlots(worker, graph, layout.nbytes, mode, timeout)
     neighbours = Neighbours(transport, graph, worker, like, mode=mode, timeout=timeout)
-    what = repr((graph.send.tolist(), graph.cycles, layout.nbytes, mode)).encode()
-    secret = hmac.digest(authkey, what, "sha256")
+    edges = graph.send.tolist(), graph.cycles, graph.weights
+    secret = hmac.digest(authkey, repr((edges, mode, layout.leaves)).encode(), "sha256")
     try:
         transport.connect(addresses, secret, listener)
     except BaseException:
@@ -207,8 +209,8 @@ class SocketSlots:
             except PermissionError as error:
                 raise PermissionError(
                     f"worker {self._worker} and worker {peer} at {address} have not "
-                    "the same authkey, graph, mode and sizes of `like`; wanted all "
-                    "the same."
+                    "the same authkey, graph, mode, and names, shapes and dtypes of "
+                    "`like`; wanted all the same."
                 ) from error
             except OSError:  # not there yet, or no more
                 time.sleep(min(_RETRY, left))

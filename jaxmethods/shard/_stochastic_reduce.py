@@ -33,7 +33,7 @@ def stochastic_reduce(
 
     Args:
         tree: Arrays of a floating or complex dtype, the worker's own.
-        axis_name: The mapped axis, or a tuple of them.
+        axis_name: The mapped axis, or a tuple of axes of a mesh, not of nested `vmap`.
         graph: As many workers as the axis has.
         step: The round, an integer, traced or not; only a graph that cycles looks at
             it. All workers must have the same.

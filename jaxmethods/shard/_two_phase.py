@@ -9,7 +9,13 @@ from jax.flatten_util import ravel_pytree
 
 from ..core import axis_size, check_integer
 from ._codec import Codec, check_codec, check_gradients, zeros_like_gradients
-from ._exchange import decoded_mean, each_its_own, gather, in_dtypes_of
+from ._exchange import (
+    check_axis_name,
+    decoded_mean,
+    each_its_own,
+    gather,
+    in_dtypes_of,
+)
 
 
 class TwoPhaseState(NamedTuple):
@@ -41,7 +47,7 @@ def two_phase_exchange(
 
     Args:
         codec: how to compress; `int8()`, `sign()`, or what sends more than an N-th.
-        axis_name: the mapped axis, or a tuple of them.
+        axis_name: the mapped axis, or a tuple of axes of a mesh, not of nested `vmap`.
         num_workers: N, the size of the axis.
 
     Returns:
@@ -49,8 +55,9 @@ def two_phase_exchange(
         on all workers bit for bit, and keep the dtype of the gradients.
 
     Raises:
-        TypeError: codec is no `Codec`.
-        ValueError: num_workers is not the size of the axis; gradients unlike the state.
+        TypeError: codec is no `Codec`; axis_name is no name of an axis.
+        ValueError: axis_name is an empty tuple; num_workers is not the size of the
+            axis; gradients unlike the state.
         NameError: in `update`, the axis is not bound.
 
     Example:
@@ -67,6 +74,7 @@ def two_phase_exchange(
         all-reduce).
     """
     check_codec(codec)
+    check_axis_name(axis_name)
     num_workers = check_integer(num_workers, "num_workers", 1)
 
     def init(params: Any) -> TwoPhaseState:
@@ -86,6 +94,8 @@ def two_phase_exchange(
                 f"num_workers={workers})."
             )
         check_gradients(updates, jax.eval_shape(zeros_like_gradients, updates))
+        if not jax.tree.leaves(updates):
+            return updates, state
         given = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), updates)
         messages, parts = jax.vmap(codec.encode)(state.parts, _parts(given, workers))
         messages = jax.tree.map(

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..core import check_integer
 from ..kernels import by_pieces, count_bits, pack_bits, unpack_bits
+from ._finite_mean import finite_mean
 from ._ternary import pack_ternary, unpack_ternary
 
 
@@ -57,6 +59,7 @@ class BFloat16:
     """Values rounded to 8 bits of mantissa: 2 bytes each.
 
     They travel as integers, since a sum of bfloat16 in a collective is float32 on CPUs.
+    What is beyond the largest bfloat16, 3.39e38, becomes that.
 
     Example:
         >>> BFloat16().encode(jnp.ones(3), None).nbytes
@@ -65,7 +68,9 @@ class BFloat16:
 
     def encode(self, values: jax.Array, scale: jax.Array | None) -> jax.Array:
         """uint16 (size,)."""
-        return jax.lax.bitcast_convert_type(values.astype(jnp.bfloat16), jnp.uint16)
+        most = float(jnp.finfo(jnp.bfloat16).max)
+        rounded = jnp.clip(values, -most, most).astype(jnp.bfloat16)
+        return jax.lax.bitcast_convert_type(rounded, jnp.uint16)
 
     def decode(self, wire: jax.Array, size: int) -> jax.Array:
         """The rounded values."""
@@ -113,7 +118,9 @@ class Int8Blocks:
             rows = jnp.pad(piece, (0, -piece.size % block)).reshape(-1, block)
             return jnp.abs(rows).max(1)
 
-        steps = by_pieces(largest, values, unit=block) / 127
+        # 127 steps of the largest float32 over 127, rounded up, would be infinite.
+        most = np.nextafter(jnp.finfo(jnp.float32).max / np.float32(127), np.float32(0))
+        steps = jnp.minimum(by_pieces(largest, values, unit=block) / 127, most)
         # A step that underflows to 0 counts nothing.
         steps = jnp.where(steps < jnp.finfo(jnp.float32).tiny, 0, steps)
         step = self._of_each(steps, values.size)
@@ -122,7 +129,15 @@ class Int8Blocks:
 
     def decode(self, wire: ScaledBytes, size: int) -> jax.Array:
         """Codes times steps."""
-        return wire.codes.astype(jnp.float32) * self._of_each(wire.steps, size)
+        # A product that is rounded is another one where XLA fuses it with a sum, and
+        # what was sent and what is left would not add up. Codes of 7 bits times either
+        # half of a step, of 17 and 7 bits, are exact, and their sum the same product.
+        bits = jax.lax.bitcast_convert_type(wire.steps, jnp.uint32)
+        cut = bits & jnp.uint32(0xFFFFFF80)
+        high = jax.lax.bitcast_convert_type(cut, jnp.float32)
+        codes = wire.codes.astype(jnp.float32)
+        low = self._of_each(wire.steps - high, size)
+        return codes * self._of_each(high, size) + codes * low
 
     def _of_each(self, steps: jax.Array, size: int) -> jax.Array:
         """The step of each value: as part of what reads it, XLA does not write it."""
@@ -190,9 +205,9 @@ class Ternary:
 
 
 def _mean_size(values: jax.Array) -> jax.Array:
-    """The mean magnitude of the values that are not 0."""
+    """The mean magnitude of the values that are not 0, see `finite_mean`."""
     count = count_bits(pack_bits(values != 0)).astype(jnp.float32)
-    return jnp.abs(values).sum() / jnp.maximum(count, 1)
+    return finite_mean(jnp.abs(values), jnp.maximum(count, 1))
 
 
 def decoded(value: ValueCode, wire: Any, values: jax.Array) -> jax.Array:

@@ -62,10 +62,12 @@ class WorkerTimeout(_AtEdge, TimeoutError):
     """
 
     def _message(self) -> str:
+        refused = ", or it refused: another authkey, graph, mode or `like`"
         return (
             f"worker {self.worker} waited {self.seconds:g} s in round {self.round} for "
-            f"{self._what}: worker {self.peer} is slow, stalled or gone; look at it, "
-            "or pass a longer timeout."
+            f"{self._what}: worker {self.peer} is slow, stalled or gone"
+            f"{refused if self.waiting == 'connection' else ''}; look at it, or pass a "
+            "longer timeout."
         )
 
 
@@ -120,8 +122,10 @@ class WorkerFailed(RuntimeError):
         )
 
 
-def as_failure(worker: int, error: Exception) -> Exception:
+def as_failure(worker: int, error: BaseException) -> Exception:
     """What the caller of all workers sees of an error of one, with its traceback."""
+    if isinstance(error, SystemExit) and isinstance(error.code, int | None):
+        return WorkerFailed(worker, error.code or 0)
     text = "".join(traceback.format_exception(error))
     if isinstance(error, _AtEdge):
         error.add_note(f"In worker {worker}:\n{text}")

@@ -1,6 +1,8 @@
 """The protocol that every codec keeps: a new codec is one line of the table."""
 
 import functools
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -126,6 +128,32 @@ def test_empty_leaves_and_trees(codec):
 
 
 @every_codec
+@pytest.mark.parametrize("size", [1e36, 3.4e38])
+def test_huge_gradients_are_sent_or_stay(codec, size):
+    given = np.full((30, 10), size, "f")  # whose sum is infinite
+    given[::3] *= -1
+    state = codec.init(given)
+    message, state = codec.encode(state, given)
+    sent = np.float64(codec.decode(message))
+    if not state.skipped:
+        off = np.abs(sent + np.float64(left_over(state)) - given)
+        assert off.max() <= 2.0**-22 * size
+    assert np.isfinite(sent).all() and np.isfinite(left_over(state)).all()
+
+
+@pytest.mark.optimized
+def test_int8_leaves_exactly_what_it_does_not_send():
+    codec, rng = shard.int8(block=32), np.random.default_rng(0)
+    given = rng.standard_normal(5000).astype("f")
+    sent, _, state = stepper(codec)(codec.init(given), given)
+    np.testing.assert_array_equal(np.float64(sent) + np.float64(state.error), given)
+    largest = np.full(9, np.finfo("f").max)
+    assert np.isfinite(
+        codec.decode(codec.encode(codec.init(largest), largest)[0])
+    ).all()
+
+
+@every_codec
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_narrow_gradients_keep_a_float32_memory(codec, dtype):
     given = jax.tree.map(lambda x: jnp.asarray(x, dtype), gradients(0))
@@ -163,3 +191,33 @@ def test_errors(codec):
         codec.encode(state, {**given, "bias": np.ones(7, np.float32)})
     with pytest.raises(ValueError, match="the state was made for"):
         codec.encode(state, {"dense": given["dense"]})
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Pair:
+    first: Any
+    second: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Swapped:
+    second: Any
+    first: Any
+
+
+def test_other_dataclasses_are_not_taken_for_one_another():
+    one, other = Pair(jnp.ones(3), jnp.zeros(3)), Swapped(jnp.zeros(3), jnp.ones(3))
+    assert jax.tree.structure(one) == jax.tree.structure(other)  # to jax
+    codec = shard.top_k(sparsity=0.5)
+    with pytest.raises(ValueError, match="the state was made for"):
+        codec.encode(codec.init(one), other)
+
+    @jax.tree_util.register_dataclass
+    @dataclass
+    class Own:
+        values: Any
+
+    message, _ = adacomp().encode(adacomp().init(jnp.ones(2)), jnp.ones(2))
+    assert jax.tree.structure(message) != jax.tree.structure(Own(jnp.ones(2)))

@@ -15,6 +15,7 @@ from jaxmethods.shard import (
     graph,
     graph_exchange,
     int8,
+    mean_exchange,
     nbytes,
     two_phase_exchange,
     wire,
@@ -171,6 +172,42 @@ def test_updates_keep_the_dtype_of_the_gradients():
     run = jax.vmap(tx.update, axis_name="i")
     updates, state = jax.eval_shape(run, grads, jax.vmap(tx.init)(grads))
     assert updates.dtype == jnp.bfloat16 and state.residue.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("given", [{}, {"left out": jnp.ones((WORKERS, 2))}])
+def test_trees_without_leaves(given):
+    exchanges = {
+        "exchange": exchange(adacomp(), "i"),
+        "two_phase": two_phase_exchange(int8(), "i", num_workers=WORKERS),
+        "graph": graph_exchange(int8(), "i", graph("ring", WORKERS)),
+        "mean": mean_exchange("i"),
+    }
+    tx = optax.chain(
+        *(optax.masked(tx, {k: False for k in given}) for tx in exchanges.values())
+    )
+
+    def update(given):
+        return tx.update(given, tx.init(given))[0]
+
+    assert over_workers(update)(given).keys() == given.keys()
+    run = jax.vmap(update, axis_name="i", axis_size=WORKERS)
+    jax.tree.map(np.testing.assert_array_equal, run(given), given)
+
+
+def test_errors_of_axis_names_and_dtypes():
+    for make in (
+        mean_exchange,
+        lambda axis: exchange(int8(), axis),
+        lambda axis: two_phase_exchange(int8(), axis, num_workers=2),
+        lambda axis: graph_exchange(int8(), axis, graph("ring", 2)),
+    ):
+        with pytest.raises(TypeError, match=r"axis_name is \['a'\]; wanted a name"):
+            make(["a"])
+        with pytest.raises(ValueError, match=r"axis_name is \(\); wanted a name"):
+            make(())
+    tx = mean_exchange("i")
+    with pytest.raises(TypeError, match=r"\('n',\) is int32\[\]; wanted a floating"):
+        jax.vmap(lambda g: tx.update(g, ())[0], axis_name="i")({"n": jnp.arange(2)})
 
 
 def test_a_codec_must_be_called():

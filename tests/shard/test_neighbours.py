@@ -1,6 +1,7 @@
 """NOTIFY-ACK between threads: the synchronous results, whatever the timing."""
 
 import socket
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ from jaxmethods.shard._shared_slots import shared_slots
 from jaxmethods.shard._slot_layout import SlotLayout
 from jaxmethods.shard._worker_errors import first_cause
 
+from .test_codec import Pair, Swapped
 from .worker_functions import wander
 
 STAR = [[1, 2, 3], [0, -1, -1], [0, -1, -1], [0, -1, -1]]
@@ -331,6 +333,27 @@ def test_the_first_cause_is_raised_with_its_traceback():
     assert "in fn" in e.value.traceback and e.value.worker == 2
 
 
+def test_threads_end_with_the_first_that_fails_and_within_a_limit():
+    def leave(neighbours):
+        if neighbours.worker == 1:
+            sys.exit(3)
+        neighbours.average(np.zeros(2))
+
+    ring, start = graph("ring", 3), time.monotonic()
+    with pytest.raises(WorkerFailed, match=r"worker 1 left with exit code 3") as e:
+        run_workers(leave, ring, np.zeros(2), timeout=20.0, engine="threads")
+    assert e.value.exit_code == 3
+    go = threading.Event()
+    with pytest.raises(
+        TimeoutError, match=r"workers \[0, 1, 2\] have not ended within 0\.1 s"
+    ):
+        run_workers(
+            *(lambda _: go.wait(20), ring, np.zeros(2)), limit=0.1, engine="threads"
+        )
+    go.set()
+    assert time.monotonic() - start < 15  # of the 20 of each wait
+
+
 def sockets(size):
     listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(size)]
     return listeners, [f"127.0.0.1:{one.getsockname()[1]}" for one in listeners]
@@ -392,11 +415,23 @@ def test_a_worker_that_went_is_lost_to_its_neighbours_and_is_not_let_in_again():
         join_workers(1, addresses, g, like, authkey=b"secret", timeout=0.3)
 
 
-def test_workers_that_differ_do_not_connect():
-    g, like = graph("ring", 2), np.zeros(3)
+PAIR = Graph([[1], [0]]), Graph([[1], [0]], weights="metropolis")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ((b"one", PAIR[0], np.zeros(3)), (b"other", PAIR[0], np.zeros(3))),
+        ((b"one", PAIR[0], np.zeros(3)), (b"one", PAIR[1], np.zeros(3))),
+        ((b"one", PAIR[0], np.zeros((2, 2), "f")), (b"one", PAIR[0], np.zeros(2))),
+        ((b"one", PAIR[0], {"a": np.zeros(2)}), (b"one", PAIR[0], {"b": np.zeros(2)})),
+    ],
+    ids=["authkey", "weights", "shapes and dtypes", "names"],
+)
+def test_workers_that_differ_do_not_connect(first, second):
     listeners, addresses = sockets(2)
 
-    def work(worker, authkey, like):
+    def work(worker, authkey, g, like):
         return join_workers(
             *(worker, addresses, g, like),
             authkey=authkey,
@@ -405,13 +440,15 @@ def test_workers_that_differ_do_not_connect():
         )
 
     with ThreadPoolExecutor() as pool:
-        zero = pool.submit(work, 0, b"one", like)
-        one = pool.submit(work, 1, b"other", like)
+        zero = pool.submit(work, 0, *first)
+        one = pool.submit(work, 1, *second)
         with pytest.raises(
             PermissionError, match=r"worker 0 and worker 1 at 127.*same"
         ):
             zero.result()
-        with pytest.raises(WorkerTimeout, match=r"connection with worker 0"):
+        with pytest.raises(
+            WorkerTimeout, match=r"connection with worker 0.*, or it refused: another"
+        ):
             one.result()
 
 
@@ -423,6 +460,10 @@ def test_errors():
         run_workers(print, g, like, engine="mpi")
     with pytest.raises(ValueError, match=r"timeout is 0; wanted a finite number abo"):
         run_workers(print, g, like, timeout=0)
+    with pytest.raises(ValueError, match=r"limit is -1; wanted a finite number abo"):
+        run_workers(print, g, like, limit=-1, engine="threads")
+    with pytest.raises(TypeError, match=r"limit is str 'a'; wanted a Python number"):
+        run_workers(print, g, like, limit="a")
     with pytest.raises(
         TypeError, match=r"leaf at tree\['a'\] is int32\[3\], which has"
     ):
@@ -445,3 +486,7 @@ def test_errors():
         (me,) = by_hand(alone, like, "notify_ack")
         with pytest.raises(ValueError, match=message):
             me.average(wrong)
+    one, other = Pair(np.zeros(3), np.ones(3)), Swapped(np.ones(3), np.zeros(3))
+    (me,) = by_hand(alone, one, "notify_ack")
+    with pytest.raises(ValueError, match=r"the tree is PyTreeDef.*; wanted that of"):
+        me.average(other)

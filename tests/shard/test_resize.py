@@ -206,6 +206,15 @@ def test_errors():
         resize(state, 2)
 
 
+@pytest.mark.parametrize("inner", [optax.adam(0.1), optax.sgd(0.1, momentum=0.9)])
+def test_a_state_of_which_one_part_is_stacked(inner):
+    owed, moments = optax.chain(exchange(adacomp(), "i"), inner).init(jnp.zeros((2, 3)))
+    stacked = jax.tree.map(lambda x: jnp.stack([x] * 4), owed)
+    with pytest.raises(ValueError, match=r"call resize\(state\[0\], num_workers\)"):
+        resize((stacked, moments), 2)
+    assert resize(stacked, 2).residue.shape == (2, 2, 3)
+
+
 def test_errors_of_two_phases():
     tx = two_phase_exchange(int8(), "i", num_workers=4)
     state = (jax.vmap(tx.init)(zeros(4)),)
