@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ._costs import Layer
+from ._traffic import Traffic
 
 REPLICATE, COLUMN, ROW, FULL = CHOICES = ("replicate", "column", "row", "full")
 Choice = Mapping[int, str]  # leaf -> one of CHOICES; replicated ones may be left out
@@ -22,6 +23,7 @@ class Prices:
         layers: The layers of the loss.
         shapes: The shape of each parameter.
         sizes: The bytes of each parameter.
+        traffic: What the gradient gathers and reduces.
     """
 
     groups: int
@@ -29,6 +31,7 @@ class Prices:
     layers: Sequence[Layer]
     shapes: Sequence[tuple[int, ...]]
     sizes: Sequence[int]
+    traffic: Traffic
 
     @property
     def devices(self) -> int:
@@ -114,17 +117,19 @@ class Prices:
     def gradient(self, leaf: int, chosen: Choice, spread: bool) -> float:
         """For one parameter and its gradient: an all-reduce among its replicas.
 
-        A fully sharded kernel is gathered forward and, where its rows take a gradient,
-        backward, and its gradient is reduced and scattered.
+        A fully sharded kernel is gathered for each product, forward and, where its rows
+        take a gradient, backward, and its gradient is reduced and scattered.
         """
+        reduced = self.traffic.reduced[leaf]
         if chosen.get(leaf) == FULL:
-            layer = self.by_leaf.get(leaf)
-            rounds = 3 if layer is None else 2 + layer.trained
-            return rounds * (self.devices - 1) / self.devices * self.sizes[leaf]
+            gathered = self.traffic.gathered[leaf] or 2 * self.sizes[leaf]
+            # In a loop XLA reduces to all devices and cuts.
+            stacked = self.traffic.stacked[leaf]
+            return (self.devices - 1) / self.devices * (gathered + reduced + stacked)
         # The rows that a bias's gradient sums are gathered for a layer split by rows.
         gathered = any(chosen.get(n) == ROW for n in self.biased.get(leaf, ()))
         replicas = self.groups * (1 if spread or gathered else self.members)
-        size = self.sizes[leaf] / (self.members if spread else 1)
+        size = reduced / (self.members if spread else 1)
         return 2 * (replicas - 1) / replicas * size
 
     def activations(self, layer: Layer, chosen: Choice) -> float:
@@ -132,14 +137,15 @@ class Prices:
         choice = chosen.get(layer.leaf)
         if choice not in (COLUMN, ROW):
             return 0
-        number = self.crossing(layer)
+        number, repeats = self.crossing(layer), self.traffic.repeats[layer.leaf]
         # Rows of all columns become columns of all rows: one K-th is kept as it is.
         exchanged = number / self.members
         if choice == ROW:
-            entering = exchanged * layer.inputs * (1 + layer.trained)
+            entering = exchanged * layer.inputs * (1 + layer.trained + repeats)
+            leaving = number * layer.outputs * (2 + repeats)
             paired = self._columns_before(layer, chosen)
-            return 2 * number * layer.outputs + (0 if paired else entering)
-        entering = number * layer.inputs * (1 + layer.trained)
+            return leaving + (0 if paired else entering)
+        entering = number * layer.inputs * (1 + layer.trained + repeats)
         after = self.followers[layer.leaf]
         paired = any(
             chosen.get(x.leaf) == ROW and self._columns_before(x, chosen) for x in after

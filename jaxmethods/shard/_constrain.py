@@ -1,13 +1,16 @@
 """Keeps a function's parameters, rows and columns on the devices that a plan says."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from ..core import Site, describe, interpret, leaf_paths
 from ._layout import DATA_LABEL, Layout
+from ._loop_sums import sum_after_loops
 from ._products import Products
 
 
@@ -29,6 +32,8 @@ def constrained(
     closed, result = jax.make_jaxpr(fn, return_shape=True)(*args)
     labels = [{number} for number in range(len(leaves))]
     labels += [{DATA_LABEL}] * len(jax.tree.leaves(args[1:]))
+    closed = sum_after_loops(closed, layout, jax.tree.leaves(args), labels)
+    layout = replace(layout, examples=check_batch(batch, layout.members))
     rules = Products(layout).rules()
     rules |= dict.fromkeys(_BY_WINDOWS, _window_rule(layout))
     flat = interpret(
@@ -76,9 +81,12 @@ def check_batch(batch: Any, devices: int, name: str = "batch") -> int:
     leaves = [x for x in jax.tree.leaves(batch) if _has_examples(x)]
     counts = {x.shape[0] for x in leaves}
     if len(counts) != 1:
+        raw = any(x.shape == (2,) and x.dtype == np.uint32 for x in leaves)
+        hint = " A key is one where it is typed: jax.random.key(0), or wrap_key_data."
         raise ValueError(
             f"{name} has leaves {[describe(x) for x in leaves]}; wanted one leading "
             "axis of examples in all: put anything else in params or a closure."
+            + (hint if raw else "")
         )
     count = counts.pop()
     if count % devices or not count:
@@ -101,15 +109,19 @@ _BY_WINDOWS = ("reduce_window_max", "reduce_window_min", "select_and_scatter_add
 def _window_rule(layout: Layout) -> Callable[..., Any]:
     def rule(site: Site, *operands: jax.Array) -> Any:
         params = site.equation.params
+        shapes = [x.shape for x in operands]
+        axis = layout.examples_axis(shapes[0], range(len(shapes[0])))
+        if axis is None:
+            return NotImplemented
         alone = (
-            params["window_dimensions"][0] == 1
-            and params["window_strides"][0] == 1
-            and params["padding"][0] == (0, 0)
-            and all(x.shape[0] % layout.members == 0 for x in operands)
+            params["window_dimensions"][axis] == params["window_strides"][axis] == 1
+            and params["padding"][axis] == (0, 0)
+            and params.get("base_dilation", {axis: 1})[axis] == 1
+            and all(shape[axis] % layout.members == 0 for shape in shapes)
         )
         if not alone:
             return NotImplemented
-        spec = P(layout.own)
+        spec = layout.spec(len(shapes[0]), {axis: layout.own})
         return jax.shard_map(
             lambda *own: [site.equation.primitive.bind(*own, **params)],
             mesh=layout.mesh,

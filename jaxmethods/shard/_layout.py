@@ -1,5 +1,6 @@
 """Where parameters, rows and columns lie on the automatic axes of a mesh."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,7 @@ class Layout:
         specs: A PartitionSpec a parameter, in the order of the leaves.
         splits: The kernels that are spread over the group.
         full: The kernels that are spread over all devices.
+        examples: How many examples the batch has.
     """
 
     mesh: Mesh | None
@@ -47,11 +49,21 @@ class Layout:
     specs: tuple[P, ...]
     splits: tuple[Split, ...]
     full: tuple[Split, ...] = ()
+    examples: int = 1
 
     @property
     def own(self) -> tuple[str, ...]:
         """The axes over which each device keeps its own rows."""
         return (*self.shared, self.group)
+
+    def examples_axis(self, shape: Sequence[int], axes: Sequence[int]) -> int | None:
+        """The axis of examples among some: the first that all devices can share.
+
+        One that holds all examples comes first: heads or rounds may divide too.
+        """
+        able = [axis for axis in axes if shape[axis] % self.members == 0]
+        whole = [axis for axis in able if shape[axis] % self.examples == 0]
+        return next(iter(whole or able), None)
 
     def put(self, x: jax.Array, spec: P) -> jax.Array:
         """Constrains where a value lies."""

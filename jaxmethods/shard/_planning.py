@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from ..core import leaf_paths
+from ..core import describe, leaf_paths
 from ._budget import fit
 from ._choice import COLUMN, FULL, REPLICATE, ROW, Choice, Prices
 from ._constrain import check_batch, like_params
@@ -21,6 +22,7 @@ from ._layout import Split
 from ._memory import Memory
 from ._plan import DATA, MODEL, Plan, PlanRow, check_mesh
 from ._residuals import residual_bytes
+from ._traffic import traffic_of
 
 
 def plan(
@@ -54,7 +56,7 @@ def plan(
         optimizer: Whose state is counted too.
         memory_limit: Bytes a device, for parameters, gradients, optimizer state,
             activations, a gathered kernel and the batch, as `Plan.memory_bytes` counts
-            them. None: no limit.
+            them, and so on CPU with the compiler option that it names. None: no limit.
         choices: What is settled beforehand: a mapping from paths to `"replicate"`,
             `"column"`, `"row"` or `"full"`, or a function of a path to one of them or
             None. A path chooses every parameter below it that can be laid out so;
@@ -64,12 +66,13 @@ def plan(
         A `Plan`. Warns where K > 1 and nothing is split, unless `choices` are given.
 
     Raises:
+        TypeError: The loss is no scalar; a leaf of `params` is no array or number.
         ValueError: Other mesh axes; a batch that does not divide over the devices; a
             limit that no choice meets; a choice for an unknown path, or for a
             parameter that cannot be laid out so.
 
     Complexity:
-        Two traces of the loss; no compilation. With a limit, about as many sums over
+        Three traces of the loss; no compilation. With a limit, about as many sums over
         the layers as there are parameters.
 
     Example:
@@ -180,14 +183,17 @@ def start(
 ) -> Planning:
     """Costs the layers of a loss on a mesh, before anything is chosen."""
     check_mesh(mesh)
+    params = _arrays(params)
     devices, leaves = mesh.size, jax.tree.leaves(params)
     check_batch(batch, devices)
+    _check_scalar(loss, params, batch)
     prices = Prices(
         groups=mesh.shape[DATA],
         members=mesh.shape[MODEL],
         layers=layers_of(loss, params, batch),
         shapes=[x.shape for x in leaves],
         sizes=[_nbytes(x) for x in leaves],
+        traffic=traffic_of(loss, params, batch),
     )
     state = () if optimizer is None else jax.eval_shape(optimizer.init, params)
     states, counters = _state_bytes(state, params)
@@ -196,6 +202,40 @@ def start(
     return Planning(
         params, mesh, prices, Memory(prices, states, kept, counters + examples)
     )
+
+
+def _arrays(params: Any) -> Any:
+    """Parameters with shapes and dtypes: Python numbers become arrays.
+
+    Raises:
+        TypeError: A leaf is none.
+    """
+
+    def array(path: tuple[Any, ...], x: Any) -> Any:
+        if hasattr(x, "shape") and hasattr(x, "dtype"):
+            return x
+        if isinstance(x, bool | int | float | complex):
+            return jnp.asarray(x)
+        raise TypeError(
+            f"params has {x!r} at {path}; wanted arrays: keep what is none out of the "
+            "loss's params, of an equinox module by eqx.partition(model, eqx.is_array) "
+            "and eqx.combine in the loss."
+        )
+
+    leaves, treedef = jax.tree.flatten(params)
+    pairs = zip(leaf_paths(params), leaves, strict=True)
+    return treedef.unflatten([array(path, x) for path, x in pairs])
+
+
+def _check_scalar(loss: Callable[..., Any], params: Any, batch: Any) -> None:
+    shapes = jax.eval_shape(loss, params, batch)
+    one = jax.tree.leaves(shapes)
+    if jax.tree.structure(shapes) != jax.tree.structure(0) or one[0].shape:
+        raise TypeError(
+            f"loss returns {jax.tree.map(describe, shapes)}; wanted a scalar, the mean "
+            "over examples: what else a step returns is for the function that "
+            "Plan.apply takes."
+        )
 
 
 def _state_bytes(state: Any, params: Any) -> tuple[list[int], int]:

@@ -32,6 +32,23 @@ class _Forward:
     dimensions: Any
 
 
+@dataclass(frozen=True)
+class _Columns:
+    """A product with a kernel whose columns the group shares.
+
+    Attributes:
+        rows: The other operand, before it was gathered.
+        gathered: The same, as the group has it.
+        out: The shape of the product.
+        spread: Over which axes of the mesh each axis of the product is spread.
+    """
+
+    rows: jax.Array
+    gathered: jax.Array
+    out: tuple[int, ...]
+    spread: dict[int, Any]
+
+
 class Products:
     """Rules for the products of one function, in the order in which they come.
 
@@ -47,10 +64,15 @@ class Products:
         self.full = {kernel.leaf: kernel for kernel in layout.full}
         self.forward: list[_Forward] = []
         self.gathered: set[int] = set()
+        self.columns: list[_Columns] = []
+        # Split kernels whose axes were moved.
+        self.moved: list[tuple[jax.Array, Split]] = []
 
     def rules(self) -> dict[str, Callable[..., Any]]:
         """The rules, by primitive."""
         rules: dict[str, Callable[..., Any]] = {"dot_general": self.dot}
+        if self.splits:
+            rules["transpose"] = self.transposed
         if self.full:
             rules["conv_general_dilated"] = self.convolution
         return rules
@@ -64,9 +86,8 @@ class Products:
         dimensions = site.equation.params["dimension_numbers"]
         shape = operands[rows].shape
         kept = kept_axes(dimensions, rows, len(shape))
-        # The examples: the first axis that all devices can share.
-        axis = next((a for a in kept if shape[a] % self.layout.members == 0), None)
-        split = _only(site, kernel, operands, self.splits)
+        axis = self.layout.examples_axis(shape, kept)
+        split = self._split(site, kernel, operands)
         if split is None or axis is None:
             whole = self._whole(site, kernel, operands)
             placed = self.layout.spread(operands[rows], {axis: self.layout.own})
@@ -80,7 +101,26 @@ class Products:
         placed = self.layout.spread(own, {axis: self.layout.shared})
         (out,) = site.bind(*_at(operands, rows, placed))
         spread = {after: self.layout.shared, column: self.layout.group}
+        self.columns.append(_Columns(operands[rows], placed, out.shape, spread))
         return [self.layout.spread(out, spread)]
+
+    def transposed(self, site: Site, x: jax.Array) -> list[jax.Array]:
+        """A kernel stays what it is, its axes moved."""
+        (out,) = site.bind(x)
+        split = self._split(site, 0, [x])
+        if split is not None:
+            order = site.equation.params["permutation"]
+            moved = Split(split.leaf, out.shape, order.index(split.axis))
+            self.moved.append((out, moved))
+        return [out]
+
+    def _split(
+        self, site: Site, position: int, operands: Sequence[jax.Array]
+    ) -> Split | None:
+        """The split kernel that an operand is."""
+        x = operands[position]
+        known = next((split for array, split in self.moved if array is x), None)
+        return known or _only(site, position, operands, self.splits)
 
     def convolution(self, site: Site, *operands: jax.Array) -> Any:
         """A convolution, whose kernel may be spread over all devices."""
@@ -118,6 +158,13 @@ class Products:
         """The gradient of a kernel that is spread over all devices."""
         name, layout = site.equation.primitive.name, self.layout
         shapes, result = [x.shape for x in operands], _result_shape(site)
+        for split in self.columns:
+            for position, x in enumerate(operands):
+                if x is split.rows and shapes[1 - position] == split.out:
+                    # XLA may gather all columns, or sum over the group, unless told.
+                    both = _at(operands, position, split.gathered)
+                    other = layout.spread(operands[1 - position], split.spread)
+                    return site.bind(*_at(both, 1 - position, other))
         for before in self.forward:
             for position, x in enumerate(operands):
                 same = x is before.rows and shapes[1 - position] == before.out
@@ -200,7 +247,7 @@ def _dot_gradient(
     """The axis of examples of each operand, and that of the result to spread."""
     operands = [jax.ShapeDtypeStruct(shape, float) for shape in shapes]
     dimensions, forward = _dimensions(site), before.dimensions
-    if any(map(len, (*dimensions[1], *forward[1]))):
+    if any(map(len, (*dimensions[1], *forward[1]))) or not dimensions[0][0]:
         return None
     axes = dimensions[0][0][0], dimensions[0][1][0]
     kernel, spread = before.position, before.kernel.axis

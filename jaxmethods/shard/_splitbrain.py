@@ -38,6 +38,7 @@ def splitbrain(
         A `Plan`. Warns where K > 1 and no layer is worth splitting.
 
     Raises:
+        TypeError: The loss is no scalar; a leaf of `params` is no array or number.
         ValueError: Other mesh axes; a batch that does not divide over the devices.
 
     Example:

@@ -42,7 +42,8 @@ def hybrid_training(
     Args:
         plan: From `splitbrain`.
         loss: `loss(params, batch)`, a mean over examples; it is traced for the
-            examples of one group. A key in the batch is folded with the group's index.
+            examples of one group. A single key in the batch is folded with the group's
+            index.
         optimizer: Must exchange all gradients over "data", or the replicas drift apart:
             `optax.chain(exchange(adacomp(), "data"), optax.adam(1e-3))`, with
             `mean_exchange("data")` for their plain mean. It sees one
@@ -155,7 +156,8 @@ def local_gradients(
     Args:
         plan: From `splitbrain`.
         loss: `loss(params, batch)`, a mean over examples; it is traced for the
-            examples of one group. A key in the batch is folded with the group's index.
+            examples of one group. A single key in the batch is folded with the group's
+            index.
 
     Returns:
         `gradients(params, batch) -> (values, gradients)`: values (D,), and a tree like
@@ -177,7 +179,8 @@ def local_gradients(
     layout = plan.layout(())
 
     def own_key(x: Any) -> Any:
-        key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        # Keys along an axis of examples are each group's own already.
+        key = x.ndim == 0 and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
         return jax.random.fold_in(x, jax.lax.axis_index(DATA)) if key else x
 
     def group(params: Any, batch: Any) -> tuple[jax.Array, Any]:
@@ -185,10 +188,7 @@ def local_gradients(
         batch = jax.tree.map(own_key, batch)
         # Parameters alike in all groups would have their gradients summed over "data".
         params = jax.lax.pcast(params, DATA, to="varying")
-        value_and_grad = jax.value_and_grad(
-            lambda p, b: constrained(loss, layout, p, b)
-        )
-        return _stack(value_and_grad(params, batch), 1)
+        return _stack(constrained(jax.value_and_grad(loss), layout, params, batch), 1)
 
     def gradients(params: Any, batch: Any) -> tuple[jax.Array, Any]:
         check_batch(batch, plan.mesh.size)

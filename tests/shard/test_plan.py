@@ -290,6 +290,33 @@ def test_errors_of_plans():
     refused("wanted Auto: Mesh", mesh=explicit)
 
 
+def test_parameters_are_arrays_or_numbers_and_a_loss_is_a_scalar():
+    w, x = {"w": jnp.ones((8, 16)), "t": 2.0}, jnp.ones((16, 8))
+
+    def scaled(p, x):
+        return (x @ p["w"]).mean() * p["t"]
+
+    made = plan(scaled, w, x, mesh=grid(1))
+    assert float(made.apply(scaled)(made.place(w), x)) == 16
+    with pytest.raises(TypeError, match=r"at \('t',\); wanted arrays.*eqx.partition"):
+        plan(scaled, {**w, "t": jnp.tanh}, x, mesh=grid(1))
+    for wrong in (lambda p, x: x @ p["w"], lambda p, x: (scaled(p, x), x)):
+        with pytest.raises(TypeError, match=r"loss returns .*; wanted a scalar"):
+            plan(wrong, w, x, mesh=grid(1))
+    with pytest.raises(ValueError, match=r"key is one where it is typed"):
+        plan(scaled, w, (x, jax.random.PRNGKey(0)), mesh=grid(1))
+
+
+def test_a_product_that_sums_nothing_is_no_gradient():
+    w, x = jnp.ones((8, 8)), jnp.arange(64.0).reshape(8, 8)
+
+    def outer(w, x):
+        return (jnp.einsum("bi,cj->bicj", x, x @ w) ** 2).mean()
+
+    made = plan(outer, w, x, mesh=grid(1), choices=EVERYTHING)
+    np.testing.assert_allclose(made.apply(outer)(made.place(w), x), outer(w, x), 1e-5)
+
+
 def test_a_plan_for_other_parameters():
     p, batch = wide()
     made = plan(loss, p, batch, mesh=grid(2), choices={("fc1",): "full"})

@@ -124,6 +124,21 @@ def test_a_key_in_the_batch_differs_from_group_to_group():
     assert np.unique(noise.round(4), axis=0).shape == (4, 10)
 
 
+def test_a_key_an_example_stays_with_its_example():
+    p, (x, _) = wide()
+    batch = (x, jax.random.split(jax.random.key(3), 16))
+
+    def noisy(p, batch):
+        drawn = jax.vmap(lambda key: jax.random.normal(key, (10,)))(batch[1])
+        return ((batch[0][:, 0, 0, :1] + p["fb2"][None]) * drawn).mean()
+
+    plan = splitbrain(noisy, p, batch, mesh=grid(1))
+    values, _ = jax.jit(local_gradients(plan, noisy))(plan.place(p), batch)
+    with jax.debug_key_reuse(False):  # the same keys, for the same numbers
+        want = noisy(p, batch)
+    np.testing.assert_allclose(values.mean(), want, rtol=1e-5)
+
+
 def test_an_optimizer_must_exchange_over_data():
     p, batch = wide()
     plan = splitbrain(loss, p, batch, mesh=grid(2))
