@@ -21,6 +21,7 @@ class Setting(NamedTuple):
         env: A gymnax environment with discrete actions.
         scales: What the entries of a state are divided by, each or all.
         eps: The radius of the adversary, an entry of the state each, or of all.
+        validated: None, or the radius of the attacks of a validation; None for `eps`.
         bounds: None, or the least and the largest value of an entry of a state.
         iterations: One step of every environment and one update each.
         begin: The share of the iterations before eps grows.
@@ -49,6 +50,7 @@ class Setting(NamedTuple):
     scales: tuple[float, ...] | float
     eps: tuple[float, ...] | float
     iterations: int
+    validated: tuple[float, ...] | float | None = None
     bounds: tuple[float, float] | None = None
     begin: float = 0.4
     length: float = 0.3
@@ -231,7 +233,8 @@ def score(setting: Setting, params: Any, key: jax.Array) -> jax.Array:
     def of(attack: Attack) -> jax.Array:
         return mean_return(setting.env, policy, attack, key, setting.episodes)
 
-    found = attacks(setting, params)
+    eps = setting.eps if setting.validated is None else setting.validated
+    found = attacks(setting._replace(eps=eps), params)
     worst = [of(attack) for name, attack in found.items() if name != "random"]
     return jnp.stack([of(unperturbed), jnp.min(jnp.stack(worst))])
 
