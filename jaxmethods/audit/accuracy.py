@@ -23,6 +23,7 @@ from .radii import EPS, check_radii
 
 PGD_STEPS = 20
 APGD_STEPS = 100
+_LEAD = 8.0
 
 
 class Accuracy(NamedTuple):
@@ -60,9 +61,12 @@ def accuracy(
     """Counts what a model gets right, as it is and under `robust.pgd` and `apgd`.
 
     PGD takes 20 steps of eps / 8 from the input itself and ends at the point of the
-    highest loss met; APGD takes 100 steps for each objective. Both start at the input,
-    so that the numbers need no key. An input that an attack turns at one radius counts
-    as wrong at larger ones: the point that turned it lies within those too.
+    highest cross entropy met; APGD takes 100 steps for each objective. Where a model
+    is so sure of a label that floats lose its cross entropy, the logits of that input
+    are divided for the attack, such that at its start the label leads by 8. Both start
+    at the input, so that the numbers need no key. An input that an attack turns at one
+    radius counts as wrong at larger ones: the point that turned it lies within those
+    too.
 
     Args:
         apply: `apply(params, x) -> logits`, of one input or of a batch.
@@ -82,7 +86,8 @@ def accuracy(
 
     Raises:
         TypeError, ValueError: As `read_model`; labels that are no classes, radii that
-            are no positive numbers, inputs outside of `bounds`.
+            are no positive numbers, inputs outside of `bounds`. ValueError also where
+            gradients are 0 at all inputs that are right: attacks would see nothing.
 
     Example:
         >>> w = jnp.array([[1.0, -1.0], [-1.0, 1.0]])
@@ -119,6 +124,16 @@ def accuracy(
     by_pgd = shares("PGD attack", partial(survives_pgd, model.apply, **attack), right)
     survives = partial(survives_apgd, model.apply, objectives=objectives, **attack)
     by_apgd = shares("APGD attack", survives, right)
+    # Where something was turned, gradients showed the way.
+    if right.any() and (by_pgd == right).all() and (by_apgd == right).all():
+        if not shares("gradients", partial(has_gradient, model.apply), right)[0].any():
+            raise ValueError(
+                "the gradients of the loss over the input are 0 at each of the "
+                f"{right.sum()} inputs that are right, so that attacks see nothing "
+                "there; wanted a model with gradients: is there rounding, an argmax, a "
+                "cast to integers or a saturated softmax in it? Certificates need none "
+                "(--skip accuracy)."
+            )
     return Accuracy(
         radii,
         float(right.mean()),
@@ -173,11 +188,9 @@ def survives_pgd(
     """
     params, eps = level
 
-    def loss(x: jax.Array) -> jax.Array:
-        return jax.vmap(cross_entropy)(logits_of(apply, params, x), labels)
-
+    logits = tempered(apply, params, inputs, labels)
     attack = pgd(
-        loss,
+        lambda x: jax.vmap(cross_entropy)(logits(x), labels),
         inputs,
         eps=eps,
         step_size=eps / 8,
@@ -187,6 +200,56 @@ def survives_pgd(
         keep_best=True,
     )
     return _reads(logits_of(apply, params, attack.x), labels)
+
+
+def tempered(
+    apply: Apply, params: Any, inputs: jax.Array, labels: jax.Array
+) -> Callable[[jax.Array], jax.Array]:
+    """The logits of a batch, divided where a label leads by more than 8 at the inputs.
+
+    The cross entropy of a label that leads by 17 is 0 in float32, and an attack that
+    climbs it stays where it is. Attacks of two classes do not depend on the divisor.
+
+    Args:
+        apply: Of one input.
+        params: A pytree of arrays.
+        inputs: (n, ...).
+        labels: (n,).
+
+    Returns:
+        A function of (n, ...) whose row of an input is always divided by one number.
+    """
+
+    def logits(x: jax.Array) -> jax.Array:
+        z = logits_of(apply, params, x)
+        # Half precision loses the cross entropy much sooner.
+        return z.astype(jnp.promote_types(z.dtype, jnp.float32))
+
+    start = logits(inputs)
+    own = labels[:, None] == jnp.arange(start.shape[1])[None]
+    others = jnp.where(own, -jnp.inf, start).max(1)
+    lead = jnp.where(own, start, -jnp.inf).max(1) - others
+    scale = jnp.where(jnp.isfinite(lead), jnp.maximum(lead / _LEAD, 1), 1)[:, None]
+    return lambda x: logits(x) / scale
+
+
+def has_gradient(
+    apply: Apply, level: tuple[Any, Any], inputs: jax.Array, labels: jax.Array
+) -> jax.Array:
+    """Whether the loss that PGD climbs has a gradient at each input that is not 0.
+
+    Args:
+        apply: Of one input.
+        level: (params, radius); the radius does not matter.
+        inputs: (n, ...).
+        labels: (n,).
+    """
+    logits = tempered(apply, level[0], inputs, labels)
+
+    def loss(x: jax.Array) -> jax.Array:
+        return jax.vmap(cross_entropy)(logits(x), labels).sum()
+
+    return jnp.any(jax.grad(loss)(inputs) != 0, tuple(range(1, inputs.ndim)))
 
 
 def survives_apgd(
@@ -211,9 +274,10 @@ def survives_apgd(
         bounds: Of an entry.
     """
     params, eps = level
+    logits = tempered(apply, params, inputs, labels)
     robust: list[Any] = [
         apgd(
-            partial(logits_of, apply, params),
+            logits,
             inputs,
             labels,
             eps=eps,

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from .problems import one_line
 from .report import AuditConfig, audit
 
 _ROOM = 20_000_000  # bytes: several times what a page with pictures takes
+_SOURCES = ("checkpoint", "data", "inputs", "labels", "subtree", "like", "limit")
 
 
 def prepare_cache() -> None:
@@ -34,11 +36,21 @@ def run(options: argparse.Namespace) -> int:
     Args:
         options: What the parser of `add_parser` read.
     """
+    made = not options.out.exists()
     try:
         return _run(options)
     except KeyboardInterrupt:
         _tell("interrupted; nothing was written.")
         return 130
+    except Exception as error:
+        named = not isinstance(error, OSError | TypeError | ValueError)
+        _tell(one_line(error, named=named))
+        return 1
+    finally:
+        if made:
+            # Goes only where it is empty.
+            with suppress(OSError):
+                options.out.rmdir()
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -58,8 +70,9 @@ def _run(options: argparse.Namespace) -> int:
     for name, load in loads.items():
         try:
             loaded[name] = load()
-        except (OSError, ValueError) as error:
-            _tell(one_line(error))
+        except Exception as error:
+            named = not isinstance(error, OSError | ValueError)
+            _tell(one_line(error, named=named))
             failed = True
     if failed:
         return 1
@@ -67,21 +80,20 @@ def _run(options: argparse.Namespace) -> int:
         **{name: getattr(options, name) for name in AuditConfig._fields}
     )
     inputs, labels = loaded["data"]
-    try:
-        report = audit(
-            loaded["apply"],
-            loaded["trees"][-1],
-            _first(inputs, options.limit),
-            _first(labels, options.limit),
-            config,
-            checkpoints=loaded["trees"],
-            name=options.function,
-            progress=True,
-        )
-        report.write(options.out)
-    except (OSError, TypeError, ValueError) as error:
-        _tell(one_line(error))
-        return 1
+    report = audit(
+        loaded["apply"],
+        loaded["trees"][-1],
+        _first(inputs, options.limit),
+        _first(labels, options.limit),
+        config,
+        checkpoints=loaded["trees"],
+        name=options.function,
+        progress=True,
+    )
+    sources = {name: getattr(options, name) for name in _SOURCES}
+    sources |= {name: str(sources[name]) for name in ("checkpoint", "data")}
+    report = report._replace(asked=report.asked | sources)
+    report.write(options.out)
     for problem in dict.fromkeys(report.problems.values()):
         sections = [s for s, p in report.problems.items() if p == problem]
         _tell(f"{', '.join(sections)}: {problem}")

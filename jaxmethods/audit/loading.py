@@ -4,11 +4,12 @@ import importlib
 import importlib.util
 import inspect
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ..core import describe, leaf_paths
@@ -43,7 +44,8 @@ def load_function(text: str) -> Any:
         ) from error
     for part in name.split("."):
         if not hasattr(found, part):
-            names = [n for n in vars(found) if not n.startswith("_")]
+            # Numbers and arrays have none.
+            names = [n for n in getattr(found, "__dict__", ()) if n[:1] != "_"]
             raise ValueError(
                 f"{place} has no {name!r}; wanted one of its names: "
                 f"{', '.join(names[:12]) or 'there are none'}."
@@ -57,16 +59,38 @@ def _module(place: str) -> Any:
         # As `python -m` has it; a console script has not.
         if "" not in sys.path and str(Path.cwd()) not in sys.path:
             sys.path.insert(0, str(Path.cwd()))
-        return importlib.import_module(place)
-    path = Path(place)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+        spec = importlib.util.find_spec(place)
+        origin = None if spec is None else spec.origin
+        return _loaded(origin) or importlib.import_module(place)
+    path = Path(place).resolve()
+    if loaded := _loaded(str(path)):
+        return loaded
+    # No library has this name; dots would make it a package's.
+    name = quote(str(path), safe="").replace(".", "%2E")
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
+        raise FileNotFoundError(f"no file {place}")
+    # It imports what lies beside it, as `python file.py` does.
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
     module = importlib.util.module_from_spec(spec)
     # Dataclasses and pickles look their module up.
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module
+
+
+def _loaded(file: str | None) -> Any:
+    """The module of a file that ran; classes of a second run would be others."""
+    for module in list(sys.modules.values()) if file else ():
+        # Not `getattr`: lazy modules would import what is not there.
+        if getattr(module, "__dict__", {}).get("__file__") == file:
+            return module
+    return None
 
 
 def load_checkpoints(
@@ -91,12 +115,11 @@ def load_checkpoints(
         raise FileNotFoundError(
             f"no checkpoint {path}; wanted an npz file or a folder that orbax wrote."
         )
-    trees = [_nested(_read_npz(path))] if path.is_file() else read_orbax(path)
+    trees = [_nested(_read_npz(path), path)] if path.is_file() else read_orbax(path)
     if subtree is not None:
         trees = [_inside(tree, subtree, path) for tree in trees]
     if like is not None:
-        template = load_function(like)
-        template = template() if inspect.isfunction(template) else template
+        template = _template(like)
         trees = [_as(template, tree, like) for tree in trees]
     return trees
 
@@ -136,14 +159,14 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
             raise ValueError("a single array")
         with stored:
             return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # of numpy, zipfile or zlib
         raise ValueError(
             f"{path} cannot be read as an npz file ({one_line(error)}); wanted what "
             "numpy.savez writes, arrays of numbers alone."
         ) from error
 
 
-def _nested(flat: dict[str, np.ndarray]) -> Any:
+def _nested(flat: dict[str, np.ndarray], path: Path) -> Any:
     """Arrays by path as dicts in dicts; unnamed ones as a list."""
     if flat and all(name == f"arr_{i}" for i, name in enumerate(flat)):
         return list(flat.values())
@@ -152,7 +175,12 @@ def _nested(flat: dict[str, np.ndarray]) -> Any:
         *parents, last = name.split("/")
         place = tree
         for parent in parents:
-            place = place.setdefault(parent, {})
+            place = place.setdefault(parent, {}) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or last in place:
+            raise ValueError(
+                f"{path} holds {name!r} beside an array of which the name is a part, "
+                "or part of it; wanted names that are paths of arrays alone."
+            )
         place[last] = array
     return tree
 
@@ -169,6 +197,19 @@ def _inside(tree: Any, subtree: str, path: Path) -> Any:
     return tree
 
 
+def _template(like: str) -> Any:
+    found = load_function(like)
+    if not inspect.isfunction(found):
+        return found
+    try:
+        return found()
+    except Exception as error:
+        raise ValueError(
+            f"{like} fails when it is called ({one_line(error, named=True)}); wanted "
+            "parameters, or a function without arguments that makes them."
+        ) from error
+
+
 def _as(template: Any, tree: Any, like: str) -> Any:
     """The arrays of a tree in the structure of another one, by their paths."""
     leaves, treedef = jax.tree.flatten(template)
@@ -176,6 +217,9 @@ def _as(template: Any, tree: Any, like: str) -> Any:
     if not isinstance(tree, list):
         named = dict(zip(map(_path, leaf_paths(tree)), arrays, strict=True))
         wanted = list(map(_path, leaf_paths(template)))
+        for name, leaf in zip(wanted, leaves, strict=True):
+            if _is_random(name, leaf):
+                named.setdefault(name, leaf)
         if missing := [name for name in wanted if name not in named]:
             raise ValueError(
                 f"the checkpoint has no {missing[0]!r}, which {like} has; it has "
@@ -187,6 +231,7 @@ def _as(template: Any, tree: Any, like: str) -> Any:
             f"the checkpoint has {len(arrays)} arrays and {like} {len(leaves)}; wanted "
             "as many: save jax.tree.leaves of these parameters."
         )
+    arrays = list(map(_keyed, arrays, leaves))
     for name, array, leaf in zip(leaf_paths(template), arrays, leaves, strict=True):
         if np.shape(array) != np.shape(leaf):
             raise ValueError(
@@ -194,6 +239,25 @@ def _as(template: Any, tree: Any, like: str) -> Any:
                 f"{describe(leaf)}; wanted the same shape: is it another model's?"
             )
     return treedef.unflatten(arrays)
+
+
+def _is_random(name: str, leaf: Any) -> bool:
+    """Whether it is a key or a count of `nnx.Rngs`: no parameter, often not saved."""
+    return "rngs" in name.split("/") and not jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def _keyed(array: Any, leaf: Any) -> Any:
+    """The data of a key as a key, where one is wanted."""
+    if not _is_key(leaf) or _is_key(array):
+        return array
+    if np.shape(array) != jax.random.key_data(leaf).shape:
+        return array
+    return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf))
+
+
+def _is_key(leaf: Any) -> bool:
+    dtype = getattr(leaf, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
 
 
 def _path(path: tuple[Any, ...]) -> str:

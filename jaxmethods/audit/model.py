@@ -112,7 +112,8 @@ def read_model(
         raise ValueError(
             f"apply(params, x) fits neither one input nor a batch: {of_one}; wanted "
             "logits of shape (classes,): is the checkpoint of this function, and are "
-            "the inputs of the shape that it was trained on?"
+            "the inputs of the shape that it was trained on? (--subtree takes a part "
+            "of a checkpoint, --like gives it a structure)"
         )
     assert of_one is not None
     if batched is None and isinstance(of_batch, int):
@@ -136,7 +137,11 @@ def check_labels(labels: Any, num_inputs: int, num_classes: int) -> np.ndarray:
     labels = np.asarray(labels)
     wanted = f"wanted one label an input, ({num_inputs},) integers"
     if labels.shape != (num_inputs,):
-        hint = ": of one-hot rows take labels.argmax(-1)" if labels.ndim == 2 else ""
+        hint = ""
+        if labels.shape == (num_inputs, 1):
+            hint = ": take labels[:, 0]"
+        elif labels.ndim == 2:
+            hint = ": of one-hot rows take labels.argmax(-1)"
         raise ValueError(f"labels is {describe(labels)}; {wanted}{hint}.")
     if not np.issubdtype(labels.dtype, np.integer):
         raise TypeError(f"labels is {describe(labels)}; {wanted}: labels.astype(int).")
@@ -152,14 +157,18 @@ def check_range(inputs: np.ndarray, bounds: tuple[float, float] | None) -> None:
     """Raises ValueError where an input lies outside of what entries may be."""
     if bounds is None:
         return
-    low, high = bounds
-    least, most = float(inputs.min()), float(inputs.max())
+    wrong = f"bounds is {bounds!r}; wanted (low, high) with low < high, or None."
+    try:
+        low, high = map(float, bounds)
+    except (TypeError, ValueError):
+        raise ValueError(wrong) from None
     if not low < high:
-        raise ValueError(f"bounds is {bounds}; wanted (low, high) with low < high.")
+        raise ValueError(wrong)
+    least, most = float(inputs.min()), float(inputs.max())
     if least < low or most > high:
         raise ValueError(
             f"inputs reach from {least:.4g} to {most:.4g}, outside of bounds {bounds}; "
-            "give the range that entries may have, as bounds=(low, high) or "
+            "wanted the range that entries may have, as bounds=(low, high) or "
             "--bounds=LOW,HIGH; None or none where there is no such range."
         )
 
@@ -238,12 +247,24 @@ def _check_same(apply: Apply, alone: Apply, params: Any, x: np.ndarray) -> None:
         jax.jit(lambda p, v, f=fn: f(p, v), compiler_options=fast)(params, x)
         for fn in (apply, alone)
     )
-    one, first = (np.asarray(z, np.float64) for z in both)
-    if one.shape != first.shape or np.abs(one - first).max() > _SAME * np.abs(
-        first
-    ).max(initial=1e-6):
+    try:
+        one, first = (np.asarray(z, np.float64) for z in both)
+    except Exception as error:
+        raise ValueError(
+            f"apply(params, x) fails when it runs, on {describe(x)} or on a batch of "
+            f"one ({one_line(error, named=True)}); wanted logits."
+        ) from error
+    if not _alike(one, first):
         raise ValueError(
             f"apply(params, x) takes one input ({describe(x)}) and a batch of one, "
             "with different logits; say which is meant: batched=True or False "
             "(--batched yes or no)."
         )
+
+
+def _alike(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether logits agree up to rounding; infinities and NaN have to be the same."""
+    if one.shape != other.shape:
+        return False
+    size = np.abs(other[np.isfinite(other)]).max(initial=1e-6)
+    return np.allclose(one, other, rtol=0, atol=_SAME * size, equal_nan=True)

@@ -72,7 +72,7 @@ def _add_settings(add: Callable[..., Any]) -> None:
     standard = AuditConfig()
     _add(add, "--eps", standard.eps, "E,E", "radii, in units of inputs", type=_floats)
     _add(add, "--norm", standard.norm, "|".join(NORMS), "of the radii", choices=NORMS)
-    text = "least and greatest value of an input's entries, or none"
+    text = "least and greatest value of an entry, as --bounds=-1,1, or none"
     _add(add, "--bounds", standard.bounds, "LOW,HIGH", text, type=_bounds)
     text = f"what proves: {', '.join(METHODS)}"
     _add(add, "--method", standard.method, "NAME", text, choices=tuple(METHODS))

@@ -30,7 +30,7 @@ def audit_page(findings: Mapping[str, Any], pictures: Sequence[tuple[str, str]])
     )
     parts = [_headline(findings)]
     if findings["accuracy"] or findings["certificates"]:
-        parts.append(_robustness(findings["accuracy"], findings["certificates"]))
+        parts.append(_robustness(findings))
     if findings["quantized"]:
         parts.append(_quantized(findings["quantized"]))
     if findings["labels"]:
@@ -63,9 +63,8 @@ def _headline(findings: Mapping[str, Any]) -> str:
     return facts(shown)
 
 
-def _robustness(
-    accuracy: Mapping[str, Any] | None, proven: Mapping[str, Any] | None
-) -> str:
+def _robustness(findings: Mapping[str, Any]) -> str:
+    accuracy, proven = findings["accuracy"], findings["certificates"]
     shares: dict[str, Sequence[float]] = {}
     if accuracy:
         shares |= {"PGD": accuracy["pgd"], "APGD": accuracy["apgd"]}
@@ -81,14 +80,23 @@ def _robustness(
     ]
     clean = accuracy["clean"] if accuracy else None
     method = f"; proven by {proven['method']}" if proven else ""
+    bounds = findings["asked"]["bounds"]
+    limits = "of any size" if bounds is None else "{:g} to {:g}".format(*bounds)
+    gap, shown = "", ["right as given, under attack"] if accuracy else []
+    if proven:
+        shown.append("proven for every input within eps")
+    if accuracy and proven:
+        gap = (
+            " Between the attacked and the certified line lies what no one knows: no "
+            "attack was found and no proof either."
+        )
     norm = {"linf": "each entry moves by at most eps", "l2": "Euclidean length"}
     return robustness(
         "What holds within a radius",
-        f"Radii in the norm {either['norm']} ({norm[either['norm']]}){method}. Between "
-        "the attacked and the certified line lies what no one knows: no attack was "
-        "found and no proof either.",
+        f"Radii in the norm {either['norm']} ({norm[either['norm']]}), entries "
+        f"{limits}{method}.{gap}",
         accuracy_chart(eps, clean, shares),
-        "Right as given, under attack, and proven for every input within eps.",
+        f"{', and '.join(shown)}.".capitalize(),
         table(head, rows),
     )
 

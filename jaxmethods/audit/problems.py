@@ -10,7 +10,8 @@ def one_line(error: BaseException, *, named: bool = False, limit: int = 600) -> 
         limit: How many characters at most.
 
     Returns:
-        The text; the name of the type where there is no message.
+        The text, without its middle where it is longer; the name of the type where
+        there is no message.
 
     Example:
         >>> one_line(ValueError("two\n  lines"))
@@ -20,5 +21,8 @@ def one_line(error: BaseException, *, named: bool = False, limit: int = 600) -> 
     name = type(error).__name__
     if not text:
         return name
-    text = text if len(text) <= limit else f"{text[: limit - 4].rstrip()} ..."
+    if len(text) > limit:
+        # What an error of a callback quotes ends with the cause.
+        half = limit // 2 - 3
+        text = f"{text[:half].rstrip()} ... {text[-half:].lstrip()}"
     return f"{name}: {text}" if named else text

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from .. import bound
@@ -93,6 +94,8 @@ def quantized(
     model = read_model(apply, params, inputs, batched=batched)
     labels = check_labels(labels, len(model.inputs), model.num_classes)
     check_choice(method, tuple(METHODS), "method")
+    if np.ndim(bits) != 1:
+        raise ValueError(f"bits is {bits!r}; wanted a sequence, such as [8, 4].")
     if not len(bits):
         raise ValueError("bits has no numbers; wanted at least one.")
     bits = sorted({check_integer(b, "bits", 2, 64) for b in bits}, reverse=True)

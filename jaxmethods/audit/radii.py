@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from ..core import check_choice, check_positive
 
 NORMS = {"linf": math.inf, "l2": 2}
@@ -21,6 +23,8 @@ def check_radii(eps: Sequence[float], norm: str) -> list[float]:
         [0.1, 0.2]
     """
     check_choice(norm, tuple(NORMS), "norm")
+    if np.ndim(eps) != 1:
+        raise ValueError(f"eps is {eps!r}; wanted a sequence of radii, such as [0.1].")
     if not len(eps):
         raise ValueError("eps has no radii; wanted at least one.")
     for radius in eps:

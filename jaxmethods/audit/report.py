@@ -1,8 +1,9 @@
 """A whole audit: every section that is asked for, whatever happens to the others."""
 
 import json
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,6 +81,8 @@ class Report(NamedTuple):
         problems: Section -> why it failed and what to do, in one line.
         seconds: Section -> how long it took.
         pictures: (source, caption) of the suspicious examples that are images.
+        asked: The settings, by the names of `AuditConfig`; of the command also where
+            model and data came from.
     """
 
     name: str
@@ -94,6 +97,7 @@ class Report(NamedTuple):
     problems: dict[str, str]
     seconds: dict[str, float]
     pictures: list[tuple[str, str]]
+    asked: dict[str, Any]
 
     def __str__(self) -> str:
         return summary(self.findings())
@@ -107,6 +111,7 @@ class Report(NamedTuple):
                 "num_classes": self.num_classes,
                 "num_parameters": self.num_parameters,
             },
+            "asked": self.asked,
             "problems": self.problems,
             "seconds": self.seconds,
         }
@@ -122,12 +127,15 @@ class Report(NamedTuple):
     def write(self, out: Path | str) -> None:
         """Writes `index.html` and `findings.json` to a folder, which it makes.
 
+        In the JSON a number that is not finite, such as an infinite loss, is null.
+
         Raises:
             OSError: One cannot be written; says which.
         """
         out = Path(out)
         out.mkdir(parents=True, exist_ok=True)
-        numbers = json.dumps(self.findings(), indent=1) + "\n"
+        found = _finite(self.findings())
+        numbers = json.dumps(found, indent=1, allow_nan=False) + "\n"
         files = {"index.html": self.page(), "findings.json": numbers}
         write_files(out, files, "make room or choose another folder.")
 
@@ -176,6 +184,11 @@ def audit(
         (1.0, [1.0, 0.5], None)
     """
     config = config or AuditConfig()
+    if isinstance(config.skip, str):
+        raise ValueError(
+            f"skip is {config.skip!r}; wanted a sequence of sections, such as "
+            f"[{config.skip!r}]."
+        )
     for section in config.skip:
         check_choice(section, SECTIONS, "a section to skip")
     model = read_model(apply, params, inputs, batched=config.batched)
@@ -206,6 +219,7 @@ def audit(
         problems=problems,
         seconds=seconds,
         pictures=_pictures(found.get("labels"), model.inputs, config.bounds),
+        asked=_plain(config),
     )
 
 
@@ -244,16 +258,19 @@ def _problem(run: Callable[[], Any]) -> str | None:
     """Why something failed, in one line; None where it did not."""
     try:
         run()
-    except NotImplementedError as error:
-        return one_line(error)
     except Exception as error:
-        # Errors of this package tell what they want; those of others do not.
-        if isinstance(error, TypeError | ValueError) and "wanted" in str(error):
+        # Errors of this package tell what to do; those of others do not.
+        kinds = TypeError | ValueError | NotImplementedError
+        told = any(word in str(error) for word in ("wanted", "register_rule"))
+        if told and isinstance(error, kinds):
             return one_line(error)
-        return (
-            f"{one_line(error, named=True)}; where memory is short a smaller chunk "
-            "(--chunk) needs less, else leave the section out (--skip)."
-        )
+        line = one_line(error, named=True)
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            return (
+                f"{line}; where memory is short a smaller chunk (--chunk) needs less, "
+                "else leave the section out (--skip)."
+            )
+        return f"{line}; mend the model, or leave the section out (--skip)."
     return None
 
 
@@ -273,9 +290,20 @@ def _pictures(
 
 
 def _plain(value: Any) -> Any:
-    """Named tuples as dicts."""
+    """Named tuples as dicts, sequences and arrays as lists."""
     if hasattr(value, "_asdict"):
         return {k: _plain(v) for k, v in value._asdict().items()}
-    if isinstance(value, list):
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, Sequence | Set) and not isinstance(value, str):
         return [_plain(v) for v in value]
     return value
+
+
+def _finite(value: Any) -> Any:
+    """None for numbers that JSON has not."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

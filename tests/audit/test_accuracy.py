@@ -74,6 +74,40 @@ def test_two_classes_have_no_ratio_of_logits_and_are_attacked_all_the_same():
     assert got.apgd[0] < got.clean == 10 / 12
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_model_too_sure_for_floats_is_attacked_all_the_same(classes):
+    weights = np.random.default_rng(2).standard_normal((5, classes)).astype("f")
+    inputs = np.random.default_rng(3).uniform(size=(30, 5)).astype("f")
+
+    def apply(params, x):
+        return 3000 * ((x - 0.5) @ params)
+
+    logits = (inputs - 0.5) @ weights
+    labels = logits.argmax(-1)
+    got = audit.accuracy(apply, weights, inputs, labels, eps=[0.1], bounds=None)
+    # Of a linear model the largest change of a margin is known.
+    apart = weights[:, labels].T[..., None] - weights[None]
+    lead = np.take_along_axis(logits, labels[:, None], 1) - logits
+    holds = (lead > 0.1 * np.abs(apart).sum(1)) | (
+        np.arange(classes) == labels[:, None]
+    )
+    assert got.pgd == got.apgd == [holds.all(1).mean()] and 0.1 < got.pgd[0] < 0.9
+
+
+def test_a_model_without_gradients_gets_no_number():
+    def apply(params, x):
+        return nets.apply(params, jnp.round(8 * x) / 8)
+
+    labels = np.array([int(apply(PARAMS, x).argmax()) for x in INPUTS])
+    with pytest.raises(
+        ValueError, match=r"are 0 at each of the 12 inputs .*; wanted a"
+    ):
+        audit.accuracy(apply, PARAMS, INPUTS, labels, eps=[0.3])
+    # Nothing is turned within so little, and the gradient is there.
+    got = audit.accuracy(nets.apply, PARAMS, INPUTS, LABELS, eps=[1e-6])
+    assert got.pgd == got.apgd == [got.clean]
+
+
 def test_a_logit_that_is_nan_is_never_right():
     def apply(params, x):
         return jnp.log(x @ params)  # NaN where the product is negative
@@ -89,6 +123,7 @@ def test_a_logit_that_is_nan_is_never_right():
     [
         ({"labels": LABELS[:5]}, r"labels is int64\[5\]; wanted one label an input"),
         ({"labels": np.eye(3)[LABELS]}, r"of one-hot rows take labels.argmax\(-1\)"),
+        ({"labels": LABELS[:, None]}, r"take labels\[:, 0\]"),
         ({"labels": LABELS.astype(float)}, r"labels.astype\(int\)"),
         ({"labels": LABELS + 2}, r"the model has 3 logits; wanted 0..2"),
         ({"labels": LABELS - 1}, r"labels reach from -1 to 1"),
@@ -101,6 +136,8 @@ def test_a_logit_that_is_nan_is_never_right():
         ({"eps": [0.1, -1.0]}, r"eps is -1.0; wanted"),
         ({"norm": "l1"}, r"norm is 'l1'; wanted one of \['linf', 'l2'\]"),
         ({"bounds": (1.0, 0.0)}, r"wanted \(low, high\) with low < high"),
+        ({"bounds": (0, 1, 2)}, r"bounds is \(0, 1, 2\); wanted \(low, high\)"),
+        ({"eps": 0.1}, r"eps is 0.1; wanted a sequence of radii"),
         ({"chunk": 0}, r"chunk is 0; wanted at least 1"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

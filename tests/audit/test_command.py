@@ -52,6 +52,9 @@ def test_the_command_is_the_function(folder, capsys):
     report = audit.audit(nets.apply, PARAMS, INPUTS, LABELS, config)
     wanted = report.findings() | {"seconds": found["seconds"]}
     wanted["model"]["name"] = "audited:apply"
+    sources = {"checkpoint": "net.npz", "data": "data.npz", "inputs": "inputs"}
+    wanted["asked"] |= sources | {"labels": "labels"}
+    wanted["asked"] |= dict.fromkeys(("subtree", "like", "limit"))
     assert found == wanted and found["accuracy"] is None
     told = capsys.readouterr()
     assert f"report: {folder / 'out' / 'index.html'}" in told.out
@@ -167,6 +170,17 @@ def test_an_interruption_is_no_traceback(folder, capsys, monkeypatch):
     monkeypatch.setattr("jaxmethods.audit.command.audit", interrupted)
     assert run() == 130
     assert "interrupted; nothing was written" in capsys.readouterr().err
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize("part", ["audit", "load_data"])
+def test_whatever_fails_is_one_line_with_its_name(folder, capsys, monkeypatch, part):
+    def fails(*args, **how):
+        raise IndexError("out of\nrange")
+
+    monkeypatch.setattr(f"jaxmethods.audit.command.{part}", fails)
+    assert run() == 1
+    assert capsys.readouterr().err == "jaxmethods audit: IndexError: out of range\n"
 
 
 def test_the_help_names_every_option_with_its_default(capsys):

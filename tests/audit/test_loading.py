@@ -1,5 +1,6 @@
 """Functions, checkpoints and data by name, and a sentence for what cannot be read."""
 
+import gc
 import sys
 
 import equinox as eqx
@@ -20,6 +21,7 @@ class net:
     def apply(params, x): return x
 like = {"a": [np.zeros(2), np.zeros((2, 3))], "b": np.zeros(())}
 def make(): return like
+def needs(key): return like
 other = {"a": [np.zeros(2), np.zeros((2, 2))], "b": np.zeros(())}
 more = {**like, "c": np.zeros(1)}
 """
@@ -56,6 +58,19 @@ def test_functions_of_modules_and_of_files(module, place):
     assert load_function(f"{place}:net.apply")(1, 2) == 2
 
 
+def test_a_file_runs_once_beside_its_neighbours_and_replaces_no_library(module):
+    (module / "beside").mkdir()
+    (module / "beside" / "audited_layers.py").write_text("number = 5")
+    source = "from audited_layers import number\nclass numpy: pass\n"
+    (module / "beside" / "numpy.py").write_text(source)
+    first = load_function("beside/numpy.py:numpy")
+    assert load_function(f"{module}/beside/../beside/numpy.py:numpy") is first
+    assert load_function("beside/numpy.py:number") == 5
+    apply = load_function("audited_net.py:net.apply")
+    assert load_function("audited_net:net.apply") is apply
+    assert sys.modules["numpy"] is np and sys.modules[first.__module__].numpy is first
+
+
 @pytest.mark.parametrize(
     "name, hint",
     [
@@ -63,6 +78,7 @@ def test_functions_of_modules_and_of_files(module, place):
         ("absent_net:apply", r"ModuleNotFoundError: .*; wanted a module on the path"),
         ("absent_net.py:apply", "no file absent_net.py.*or a .py file"),
         ("broken_net:apply", r"SystemExit: no GPU.*wanted a module"),
+        ("math:pi.x", "math has no 'pi.x'; wanted one of its names: there are none"),
         ("audited_net:appply", "has no 'appply'; wanted one of its names: .*net"),
     ],
 )
@@ -127,6 +143,25 @@ def test_states_of_nnx_come_back_as_they_are_taken(module, monkeypatch, pure):
     np.testing.assert_array_equal(nnx.merge(graph, got).layers[0](x), wanted)
 
 
+class Noisy(nnx.Module):
+    def __init__(self):
+        self.layer = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+        self.drop = nnx.Dropout(0.5, rngs=nnx.Rngs(1))
+
+
+@pytest.mark.parametrize("saved", ["state", "pure", "parameters"])
+def test_keys_of_dropout_are_keys_again(module, monkeypatch, saved):
+    graph, state = nnx.split(Noisy())
+    trees = {"state": state, "pure": nnx.to_pure_dict(state)}
+    trees["parameters"] = nnx.to_pure_dict(nnx.state(Noisy(), nnx.Param))
+    save(module / "nnx", trees[saved])
+    monkeypatch.setattr(load_module("audited_net"), "like", state)
+    (got,) = load_checkpoints(module / "nnx", like="audited_net:like")
+    keys = [nnx.merge(graph, s).drop.rngs.key.get_value() for s in (got, state)]
+    assert keys[0].dtype == keys[1].dtype
+    np.testing.assert_array_equal(*map(jax.random.key_data, keys))
+
+
 def test_equinox_models_come_back_from_leaves(module, monkeypatch):
     net = eqx.nn.MLP(2, 3, 4, 1, key=jax.random.key(0))
     params, static = eqx.partition(net, eqx.is_array)
@@ -152,6 +187,10 @@ def test_equinox_models_come_back_from_leaves(module, monkeypatch):
             r"float32\[2,3\] at 'a/1'",
         ),
         ({"subtree": "params", "like": "audited_net:more"}, "has no 'c', which"),
+        (
+            {"like": "audited_net:needs"},
+            "fails when it is called .*; wanted parameters",
+        ),
         ({"like": "audited_net:none"}, "has no 'none'; wanted one of its names"),
     ],
     ids=str,
@@ -179,17 +218,33 @@ def test_checkpoints_that_are_none_are_told(tmp_path):
         ValueError, match=r"cannot be read as an npz file .*numpy.savez"
     ):
         load_checkpoints(tmp_path / "text.npz")
+    for names in (["a", "a/b"], ["a/b", "a"], ["a", "a/b/c"]):
+        np.savez(tmp_path / "names.npz", **dict.fromkeys(names, np.ones(1)))
+        with pytest.raises(ValueError, match=r"names.npz holds .*; wanted names that"):
+            load_checkpoints(tmp_path / "names.npz")
+    np.savez_compressed(tmp_path / "bad.npz", a=np.random.default_rng(0).random(500))
+    content = bytearray((tmp_path / "bad.npz").read_bytes())
+    content[200:1200] = bytes(range(250)) * 4
+    (tmp_path / "bad.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"bad.npz cannot be read as an npz file"):
+        load_checkpoints(tmp_path / "bad.npz")
     (tmp_path / "folder").mkdir()
     with pytest.raises(
         ValueError, match="no single checkpoint but nothing; wanted what"
     ):
         load_checkpoints(tmp_path / "folder")
+
+
+# Orbax leaves coroutines of a loop that it closed, which warn when they are collected.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_damaged_orbax_folder_is_refused(tmp_path):
     damaged = save(tmp_path / "damaged", TREE)
     for part in damaged.rglob("*"):
         if part.is_file() and "METADATA" not in part.name:
             part.unlink()
     with pytest.raises(ValueError, match=r"damaged cannot be read \(.*save it again"):
         load_checkpoints(damaged)
+    gc.collect()
 
 
 def test_data_are_arrays_by_name(tmp_path):

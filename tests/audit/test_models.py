@@ -121,6 +121,20 @@ def test_one_input_and_a_batch_are_told_apart(batched):
         assert model.num_classes == 3
 
 
+def test_what_fails_when_it_runs_is_told():
+    def fails(x):
+        raise RuntimeError("no device")
+
+    def apply(params, x):
+        shape = jax.ShapeDtypeStruct((*x.shape[:-1], 3), x.dtype)
+        return jax.pure_callback(fails, shape, x)
+
+    with pytest.raises(
+        ValueError, match=r"fails when it runs.*no device.*; wanted log"
+    ):
+        read_model(apply, PARAMS, INPUTS)
+
+
 def test_what_means_two_things_must_be_said():
     def apply(params, x):
         mean = x.mean(0, keepdims=True)  # over the batch, or over the entries

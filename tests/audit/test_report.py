@@ -94,6 +94,8 @@ def test_sections_that_are_switched_off_do_not_run(kept, monkeypatch):
 def test_a_section_that_there_is_none_of_is_told():
     with pytest.raises(ValueError, match=r"'sketch'; wanted one of \['accuracy'"):
         audit.audit(*DATA, QUICK._replace(skip=["sketch"]))
+    with pytest.raises(ValueError, match=r"such as \['memory'\]"):
+        audit.audit(*DATA, QUICK._replace(skip="memory"))
 
 
 def test_without_labels_the_plan_is_made_all_the_same():
@@ -125,6 +127,7 @@ def test_a_primitive_without_a_rule_leaves_the_other_sections():
     "change, sections, hint",
     [
         ({"bounds": (0.0, 0.5)}, {"accuracy", "certificates"}, "outside of bounds"),
+        ({"bits": 4}, {"quantized"}, "bits is 4; wanted a sequence"),
         ({"eps": [-1.0]}, {"accuracy", "certificates"}, "eps is -1.0; wanted"),
         ({"method": "lp"}, {"certificates"}, "method is 'lp'; wanted one of"),
         ({"bits": [1]}, {"quantized"}, "bits is 1; wanted 2..64"),
@@ -137,6 +140,7 @@ def test_a_setting_that_does_not_fit_fails_its_sections_alone(change, sections, 
     seen = audit.audit(*DATA, QUICK._replace(skip=first, **change))
     assert set(seen.problems) == sections
     assert all(hint in line for line in seen.problems.values())
+    assert not any("memory is short" in line for line in seen.problems.values())
     assert (seen.memory is None) == ("memory" in sections)
 
 
@@ -151,6 +155,42 @@ def test_errors_of_others_are_told_with_what_to_do(monkeypatch, kind):
     line = seen.problems["quantized"]
     assert line.startswith(f"{kind.__name__}: RESOURCE_EXHAUSTED: out of memory; where")
     assert "--chunk" in line and seen.memory is not None
+
+
+@pytest.mark.parametrize("kind", [ValueError, NotImplementedError])
+def test_errors_of_others_are_named_and_advise_no_memory(monkeypatch, kind):
+    def fails(*args, **how):
+        raise kind("no rule")
+
+    monkeypatch.setattr("jaxmethods.audit.report.memory", fails)
+    skip = [name for name in SECTIONS if name != "memory"]
+    line = audit.audit(*DATA, QUICK._replace(skip=skip)).problems["memory"]
+    assert line.startswith(f"{kind.__name__}: no rule; ") and "chunk" not in line
+
+
+def test_what_was_asked_is_in_the_json_and_its_bounds_on_the_page(report):
+    asked = report.findings()["asked"]
+    assert asked == {**QUICK._asdict(), "skip": [], "bounds": [0, 1], "bits": [10, 6]}
+    assert "entries 0 to 1" in report.page() and "no one knows" in report.page()
+    skip = [name for name in SECTIONS if name != "certificates"]
+    alone = report._replace(accuracy=None, asked=asked | {"skip": skip, "bounds": None})
+    page = alone.page()
+    assert "entries of any size" in page and "attack" not in page
+
+
+def test_infinite_logits_are_no_warning_and_json_all_the_same(tmp_path):
+    def apply(params, x):
+        logits = nets.apply(params, x)
+        return logits.at[..., 2].set(-jnp.inf)
+
+    skip = [name for name in SECTIONS if name != "labels"]
+    seen = audit.audit(apply, *DATA[1:], QUICK._replace(skip=skip))
+    suspect = audit.Suspect(0, 2, 0, 1.0, float("inf"))
+    ranked = audit.Labels([0], [1.0], [suspect], 1)
+    seen._replace(labels=ranked).write(tmp_path)
+    text = (tmp_path / "findings.json").read_text()
+    assert "Infinity" not in text
+    assert json.loads(text)["labels"]["suspects"][0]["loss"] is None
 
 
 def test_a_folder_that_cannot_be_written_is_told(report, tmp_path):
