@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core import (
-    check_choice,
     check_floating,
     check_nonnegative,
     describe,
@@ -59,7 +58,7 @@ def member_lines(
             closed over, and their architectures may differ.
         x: (E, *in), floating: E examples.
         labels: int (E,).
-        eps: The radius of the balls round the examples, a scalar >= 0.
+        eps: The radius of the balls round the examples, a finite scalar >= 0.
         p: The norm of the balls: 1, 2 or inf.
         method: "crown", "crown_ibp" or "forward".
 
@@ -68,8 +67,9 @@ def member_lines(
         `ensemble_margin` and `fit_weights` take them.
 
     Raises:
-        ValueError: No classifiers, classifiers of different numbers of classes; else as
-            `linear_bounds` and `margins`.
+        ValueError: No classifiers, classifiers of different numbers of classes; where
+            values are concrete, a label that is none of the classes, an x that is not
+            finite; else as `linear_bounds` and `margins`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -80,11 +80,14 @@ def member_lines(
         >>> slopes.shape, biases.shape
         ((5, 1, 2, 2), (5, 1, 2))
     """
+    fns = list(fns)
     if not fns:
         raise ValueError("fns are empty; wanted at least one classifier.")
     check_norm(p, "p")
-    check_nonnegative(eps, "eps")
+    _check_radius(eps)
     x = check_floating(x, "x")
+    if is_concrete(x) and not np.isfinite(np.asarray(x, np.float64)).all():
+        raise ValueError("x holds NaN or infinity; wanted finite values.")
     labels = jnp.asarray(labels)
     if not x.ndim or labels.shape != x.shape[:1]:
         raise ValueError(
@@ -104,10 +107,23 @@ def member_lines(
         raise ValueError(
             f"fns have {counts} classes; wanted the same number for every member."
         )
+    _check_labels(labels, counts[0])
     return (
         jnp.stack([each.lower_slope for each in lines], 2),
         jnp.stack([each.lower_bias for each in lines], 2),
     )
+
+
+def _check_labels(labels: jax.Array, num_classes: int) -> None:
+    if not is_concrete(labels):
+        return
+    values = np.asarray(labels)
+    wrong = values[(values < 0) | (values >= num_classes)]
+    if wrong.size:
+        raise ValueError(
+            f"labels hold {wrong[0]} for {num_classes} classes; wanted "
+            f"0..{num_classes - 1}."
+        )
 
 
 def averaged(
@@ -136,7 +152,7 @@ def averaged(
         >>> float(ensemble.averaged([jnp.sin, jnp.cos], jnp.array([0.5, 0.5]))(0.0))
         0.5
     """
-    weights = check_floating(weights, "weights")
+    weights, fns = check_floating(weights, "weights"), list(fns)
     if not fns or weights.shape != (len(fns),):
         raise ValueError(
             f"weights are {describe(weights)} for {len(fns)} functions; wanted one for "
@@ -162,13 +178,17 @@ def ensemble_margin(
     class c below the result [e, c]: it is rounded outward. It is concave in the
     weights, and scales with them. Works under `jit`, `vmap` and `grad`.
 
+    Half precision is computed in float32, and the result rounded downward to the dtype
+    of the arguments. Numbers below the normal ones of the dtype that is computed in
+    (1e-38 in float32) count as 0.
+
     Args:
         weights: floating (T,), not negative; sums other than 1 scale the margin.
         slopes: floating (E, C, T, *in), of lower bounds `slopes . x + biases` that hold
             over the balls; see `member_lines`.
         biases: floating (E, C, T).
         x: floating (E, *in), the centers of the balls.
-        eps: their radius, a scalar >= 0.
+        eps: their radius, a finite scalar >= 0.
         p: Their norm: 1, 2 or inf.
 
     Returns:
@@ -177,7 +197,8 @@ def ensemble_margin(
     Raises:
         TypeError: An array that is not floating.
         ValueError: Shapes that do not fit, an unknown norm; where the values are
-            concrete, a negative eps or weight.
+            concrete, a negative eps or weight, or bounds that are not finite, with the
+            model and the example.
 
     Complexity:
         One pass over the slopes.
@@ -198,6 +219,7 @@ def ensemble_margin(
     """
     members = checked_members(slopes, biases, x, eps, p)
     weights = check_floating(weights, "weights")
+    dtype = jnp.result_type(*map(jnp.asarray, (slopes, biases, x)), weights)
     size = members.center.shape[2]
     if weights.shape != (size,):
         raise ValueError(
@@ -209,7 +231,19 @@ def ensemble_margin(
             f"weights are {weights}; wanted none below 0: lower bounds of a model are "
             "no lower bounds of minus the model."
         )
-    return margin(weights, members, p)
+    wide = jnp.promote_types(dtype, members.center.dtype)
+    return _downward(margin(weights.astype(wide), members, p), dtype)
+
+
+def _downward(value: jax.Array, dtype: Any) -> jax.Array:
+    """A value in a dtype of no more digits, not above it."""
+    if value.dtype == dtype:
+        return value
+    kind = jnp.finfo(dtype)
+    # Twice what rounding to nearest loses; what is too large becomes the largest.
+    lost = float(kind.eps) * jnp.abs(value) + float(kind.tiny)
+    value = jnp.minimum(value - jax.lax.stop_gradient(lost), float(kind.max))
+    return value.astype(dtype)
 
 
 def margin(weights: jax.Array, members: Members, p: float) -> jax.Array:
@@ -233,8 +267,7 @@ def dual_norm(rows: jax.Array, p: float) -> jax.Array:
 def checked_members(slopes: Any, biases: Any, x: Any, eps: Any, p: float) -> Members:
     """The members' bounds at the centers, or an error about an argument."""
     check_norm(p, "p")
-    check_choice(jnp.ndim(eps), (0,), "the number of axes of eps")
-    check_nonnegative(eps, "eps")
+    _check_radius(eps)
     slopes = check_floating(slopes, "slopes")
     biases = check_floating(biases, "biases")
     x = check_floating(x, "x")
@@ -253,11 +286,36 @@ def checked_members(slopes: Any, biases: Any, x: Any, eps: Any, p: float) -> Mem
             f"x is {describe(x)} for slopes {describe(slopes)}; wanted "
             f"{(slopes.shape[0], *slopes.shape[3:])}."
         )
-    dtype = jnp.result_type(slopes, biases, x)
+    dtype = jnp.promote_types(jnp.result_type(slopes, biases, x), jnp.float32)
     slopes = slopes.reshape(*biases.shape, -1).astype(dtype)
     x = x.reshape(len(x), -1).astype(dtype)
     biases, eps = biases.astype(dtype), jnp.asarray(eps, dtype)
-    return _members(slopes, biases, x, eps, p)
+    members = _members(slopes, biases, x, eps, p)
+    _check_finite(members)
+    return members
+
+
+def _check_radius(eps: Any) -> None:
+    check_nonnegative(eps, "eps")
+    if np.shape(eps):
+        raise ValueError(
+            f"eps is {describe(eps)}; wanted one number, the radius round all examples."
+        )
+    if is_concrete(eps) and not np.isfinite(np.asarray(eps, np.float64)):
+        raise ValueError(f"eps is {eps}; wanted a finite number.")
+
+
+def _check_finite(members: Members) -> None:
+    for part in members:
+        if not is_concrete(part):
+            continue
+        bad = np.argwhere(~np.isfinite(np.asarray(part)))
+        if len(bad):
+            example, _, model = bad[0][:3]
+            raise ValueError(
+                f"the bounds of model {model} on example {example} are not finite, or "
+                f"x there is not; {len(bad)} such numbers in all: leave them out."
+            )
 
 
 def _members(

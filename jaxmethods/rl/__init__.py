@@ -6,7 +6,9 @@ functions as policies and critics; environments and training loops are the user'
 
 Penalties make an agent robust in training: add `sa_ppo`, `sa_ddpg` or `sa_dqn` to the
 loss that you have, with eps growing from 0 (`bound.eps_schedule`). The solver "convex"
-trains on bounds, the other one on the worst state that it finds.
+trains on bounds, the other one on the worst state that it finds. Bounds that overflow
+make the penalty infinite or NaN, and 0 times that is NaN: leave the term out where
+kappa is 0, or pass eps = 0, which costs nothing.
 
 Attacks show how bad it gets, from below: `random_attack`, `critic_attack`,
 `greedy_attack`, `mad_attack`, and `sarsa_attack` with a critic learned by

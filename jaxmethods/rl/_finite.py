@@ -17,7 +17,8 @@ from ..robust.programs import run_detached
 from ._arguments import check_gamma, vary_with
 
 _EXACT = lax.Precision.HIGHEST
-# How far a row of probabilities that was rounded to float32 may be from 1.
+# How far a row of probabilities that was rounded to float32 may be from 1; float64 may
+# hold such rows.
 _ROW_ERROR = 1e-5
 
 
@@ -52,11 +53,14 @@ def state_value(P: Any, R: Any, policy: Any, *, gamma: Any) -> jax.Array:
         gamma: The discount, in [0, 1); may be traced.
 
     Returns:
-        (S,), differentiable in all four.
+        (S,), differentiable in all four. Half precision is computed in float32 and
+        gives float32, with each row of probabilities divided by its sum, which its
+        rounding has moved from 1.
 
     Raises:
         ValueError: Shapes that do not fit; where values are concrete, a row of P or of
-            the policy that holds no probabilities, or a gamma outside of [0, 1).
+            the policy that holds no probabilities, rewards that are not finite, or a
+            gamma outside of [0, 1).
         TypeError: An array is not floating.
 
     Complexity:
@@ -160,6 +164,7 @@ def value_gap_bound(R: Any, policy: Any, neighbours: Any, *, gamma: Any) -> jax.
     R = _check_tensor(R, policy, "R")
     neighbours = _check_neighbours(neighbours, policy)
     check_gamma(gamma)
+    R, policy = _wide(R), _wide(policy)
     distance = jnp.sum(jnp.abs(policy[:, None] - policy[None]), axis=2) / 2
     largest = jnp.max(jnp.where(neighbours, distance, 0))
     alpha = 2 * (1 + gamma / (1 - gamma) ** 2) * jnp.max(jnp.abs(R))
@@ -260,8 +265,22 @@ def _process(P: Any, R: Any, policy: Any, gamma: Any) -> tuple:
     _check_probabilities(P, "P")
     R = _check_tensor(R, policy, "R")
     check_gamma(gamma)
-    dtype = jnp.result_type(P, R, policy)
+    P, policy = _summing_to_one(P), _summing_to_one(policy)
+    dtype = jnp.result_type(P, _wide(R), policy)
     return P.astype(dtype), R.astype(dtype), policy.astype(dtype), gamma
+
+
+def _wide(array: jax.Array) -> jax.Array:
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+
+
+def _summing_to_one(rows: jax.Array) -> jax.Array:
+    """Rows of half precision in float32 and divided by their sums; others as they are.
+
+    Sums of such rows are off by up to some 1e-2, which times gamma can pass 1.
+    """
+    wide = _wide(rows)
+    return rows if wide.dtype == rows.dtype else wide / wide.sum(-1, keepdims=True)
 
 
 def _check_policy(policy: Any) -> Any:
@@ -271,7 +290,7 @@ def _check_policy(policy: Any) -> Any:
             f"policy is {describe(array)}; wanted probabilities (S, A) of actions in "
             "states: batch with vmap."
         )
-    _check_probabilities(policy, "policy")
+    _check_probabilities(array, "policy")
     return array
 
 
@@ -283,6 +302,8 @@ def _check_tensor(array: Any, policy: jax.Array, name: str) -> jax.Array:
             f"{name} is {describe(array)} for a policy of shape {policy.shape}; wanted "
             f"(S, A, S), here {(states, actions, states)}."
         )
+    if is_concrete(array) and not np.isfinite(np.asarray(array, np.float64)).all():
+        raise ValueError(f"{name} holds NaN or infinity; wanted finite values.")
     return array
 
 
@@ -290,11 +311,13 @@ def _check_probabilities(rows: Any, name: str) -> None:
     """Raises unless the last axis of a concrete array holds probabilities."""
     if not is_concrete(rows):
         return
+    # Each of n entries may be rounded, and the sum that they were divided by.
+    rounding = rows.shape[-1] * float(jnp.finfo(rows.dtype).eps)
     rows = np.asarray(rows, np.float64)
     if not np.all(rows >= 0):
         raise ValueError(f"{name} holds {rows.min()}; wanted probabilities, 0..1.")
     off = np.abs(rows.sum(-1) - 1)
-    if not np.all(off <= _ROW_ERROR):
+    if not np.all(off <= max(rounding, _ROW_ERROR)):
         place = tuple(map(int, np.unravel_index(np.argmax(off), off.shape)))
         raise ValueError(
             f"{name}{list(place)} has sum {rows.sum(-1)[place]:.6g}; wanted "

@@ -5,10 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
-from ..core import check_nonnegative
+from ..core import check_nonnegative, describe
 from ._arguments import check_gamma, check_scalar
 from ._box import box_of, check_eps, check_state, where_moved
 from ._reach import largest_change, mixed_bounds
@@ -42,7 +43,8 @@ def robust_sarsa(
 
     Raises:
         ValueError: gamma outside of [0, 1), reg below 0; at the call, a critic that
-            returns no scalar, shapes that do not fit, or, where values are concrete, a
+            returns no scalar, a transition that is not six parts, a reward or done that
+            is no scalar, shapes that do not fit, or, where values are concrete, a
             negative eps, a state or action that is not finite, crown outside of [0, 1].
         TypeError: At the call, a state or an action is not floating.
 
@@ -71,7 +73,7 @@ def robust_sarsa(
         action_eps: Any,
         crown: Any = 1.0,
     ) -> jax.Array:
-        state, action, reward, next_state, next_action, done = transition
+        state, action, reward, next_state, next_action, done = _parts(transition)
         state = check_state(state, None)
         action = check_state(action, None, "action")
         radii = (
@@ -82,7 +84,9 @@ def robust_sarsa(
         value = check_scalar(critic(state, action), name)
         later = check_scalar(critic(next_state, next_action), name)
         goes_on = 1 - jnp.asarray(done, value.dtype)
-        target = lax.stop_gradient(reward + gamma * goes_on * later)
+        # What follows the end may be anything, NaN too.
+        later = jnp.where(goes_on == 0, 0, goes_on * later)
+        target = lax.stop_gradient(reward + gamma * later)
 
         def spread() -> jax.Array:
             boxes = (box_of(state, radii[0], None), box_of(action, radii[1], None))
@@ -93,3 +97,21 @@ def robust_sarsa(
         return optax.losses.huber_loss(value, target) + reg * smooth
 
     return loss
+
+
+def _parts(transition: Any) -> tuple[Any, ...]:
+    """The six parts of a transition, or an error."""
+    if not isinstance(transition, tuple | list) or len(transition) != 6:
+        size = f" of {len(transition)}" if hasattr(transition, "__len__") else ""
+        raise ValueError(
+            f"transition is {type(transition).__name__}{size}; wanted (state, action, "
+            "reward, next_state, next_action, done)."
+        )
+    for name, part in zip(
+        ("reward", "done"), (transition[2], transition[5]), strict=True
+    ):
+        if np.shape(part):
+            raise ValueError(
+                f"{name} is {describe(part)}; wanted one number: batch with vmap."
+            )
+    return tuple(transition)

@@ -154,6 +154,68 @@ def test_concave_and_never_below_the_sum_of_the_members_own_bounds():
         assert (at[0] >= own @ v - 1e-5).all()
 
 
+@pytest.mark.parametrize("seed", [0, 36, 50])
+def test_few_examples_reach_the_optimum_but_for_the_rounding_taken_off(seed):
+    data = lines(seed, 1, 1, 8, 4)
+    fit = fit_weights(*data, 0.5, objective="mean")
+    best = best_of_linear_programme(*data, 0.5, "mean")
+    assert best - 5e-5 <= fit.value <= best
+
+
+@pytest.mark.parametrize("p", NORMS)
+def test_every_scale_gives_the_weights_of_the_first(p):
+    slopes, biases, x = lines(8)
+    fit = jax.jit(lambda *data: fit_weights(*data, 0.2, p=p, objective="mean"))
+    above = jax.jit(lambda *data: upper_bound(*data, 0.2, p=p, objective="mean"))
+    first, limit = fit(slopes, biases, x), float(above(slopes, biases, x))
+    for scale in (2.0**-100, 2.0**70, 2.0**121):
+        data = scale * slopes, scale * biases, x
+        again = fit(*data)
+        assert np.array_equal(again.weights, first.weights)
+        assert np.isclose(float(again.value) / scale, float(first.value), rtol=1e-6)
+        assert np.isclose(float(above(*data)) / scale, limit, rtol=1e-6)
+    assert above(0 * slopes, 0 * biases, x) == fit(0 * slopes, 0 * biases, x).value == 0
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e20])
+def test_the_hinge_at_extreme_scales(scale):
+    slopes, biases, x = lines(9)
+    data = scale * slopes, scale * biases, x
+    value = float(fit_weights(*data, 0.2).value)
+    assert value <= upper_bound(*data, 0.2) <= value + 0.05 * scale
+    assert value <= 1
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision_is_sound_and_fitted_in_single(dtype):
+    weights = jnp.array([0.1, 0.2, 0.3, 0.4], dtype)
+    for scale in (1e-7, 1.0, 1e4):
+        data = [v.astype(dtype) for v in lines(10)]
+        data[:2] = [(scale * v).astype(dtype) for v in data[:2]]
+        got = ensemble_margin(weights, *data, 0.1)
+        assert got.dtype == dtype
+        slopes, biases, x = (np.asarray(v, np.float64) for v in data)
+        exact = np.asarray(weights, np.float64)
+        slope = np.einsum("ectd,t->ecd", slopes, exact)
+        want = np.einsum("ecd,ed->ec", slope, x) + biases @ exact
+        want -= 0.1 * np.abs(slope).sum(-1)
+        assert (np.asarray(got, np.float64) <= want).all()
+    fit = fit_weights(*data, 0.1)
+    assert fit.weights.dtype == fit.value.dtype == jnp.float32
+    assert fit.value <= upper_bound(*data, 0.1)
+    # A bound beyond the largest number is lowered to it, never infinite.
+    large = jnp.full((1, 1, 1, 1), 6e4, jnp.float16)
+    at = jnp.ones((1, 1), jnp.float16)
+    top = ensemble_margin(jnp.full(1, 2.0, jnp.float16), large, large[0], at, 0.0)
+    assert np.isfinite(top).all()
+
+
+def test_no_gradient_passes_through_the_fit():
+    slopes, biases, x = lines(11, 2, 1, 2, 2)
+    assert not jax.grad(lambda b: fit_weights(slopes, b, x, 0.1).value)(biases).any()
+    assert not jax.grad(lambda b: upper_bound(slopes, b, x, 0.1))(biases).any()
+
+
 def net(seed, width):
     keys = jax.random.split(jax.random.key(seed), 2)
     first = jax.random.normal(keys[0], (5, width)) / 2
@@ -229,6 +291,12 @@ def test_errors():
         ensemble_margin(jnp.array([1.0, -1, 0, 0]), slopes, biases, x, 0.1)
     with pytest.raises(ValueError, match="model 2 on example 4 are not finite"):
         fit_weights(slopes.at[4, 1, 2, 0].set(jnp.nan), biases, x, 0.1)
+    with pytest.raises(ValueError, match="model 1 on example 0 are not finite"):
+        ensemble_margin(jnp.ones(4), slopes, biases.at[0, 0, 1].set(jnp.nan), x, 0.1)
+    with pytest.raises(ValueError, match=r"eps is float32\[7\]; wanted one number"):
+        fit_weights(slopes, biases, x, jnp.ones(7))
+    with pytest.raises(ValueError, match="eps is inf; wanted a finite number"):
+        ensemble_margin(jnp.ones(4), slopes, biases, x, np.inf)
     with pytest.raises(ValueError, match="p is 3"):
         fit_weights(slopes, biases, x, 0.1, p=3)
     with pytest.raises(TypeError, match="slopes is int32"):
@@ -240,5 +308,14 @@ def test_errors():
         member_lines(fns, x, jnp.zeros(7, int), 0.1)
     with pytest.raises(ValueError, match="wanted one label for each example"):
         member_lines([net(0, 8)], x, jnp.zeros(6, int), 0.1)
+    identity, x = lambda x: x, jnp.zeros((2, 3))
+    for label in (3, -1):
+        with pytest.raises(ValueError, match=f"labels hold {label} for 3 classes"):
+            member_lines([identity], x, jnp.array([0, label]), 0.1)
+    with pytest.raises(ValueError, match="x holds NaN"):
+        member_lines([identity], x * jnp.nan, jnp.zeros(2, int), 0.1)
+    assert np.array_equal(
+        averaged(iter([identity]), jnp.full(1, 2.0))(x + 1), 2 * x + 2
+    )
     with pytest.raises(ValueError, match="one for each function"):
         averaged([net(0, 8)], jnp.ones(2))

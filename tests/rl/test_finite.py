@@ -77,6 +77,25 @@ def test_without_choice_the_adversary_shows_the_truth(x64):
     assert np.array_equal(worst.adversary, np.arange(6))
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_solved_in_single(dtype):
+    *arrays, near = process(9, 12, 4)
+    half = [jnp.asarray(a, dtype) for a in arrays]
+    # Rounding moves the sums of rows by more than single precision would.
+    sums = np.asarray(half[0], np.float64).sum(2)
+    assert np.abs(sums - 1).max() > 1e-5
+    wide = [np.asarray(a, np.float64) for a in half]
+    move, policy = (a / a.sum(-1, keepdims=True) for a in (wide[0], wide[2]))
+    want = rl.worst_case_value(
+        *(jnp.asarray(a, "float32") for a in (move, wide[1], policy)), near, gamma=0.99
+    )
+    got = rl.worst_case_value(*half, near, gamma=0.99)
+    assert got.value.dtype == jnp.float32
+    np.testing.assert_allclose(got.value, want.value, rtol=1e-4)
+    assert np.array_equal(got.adversary, want.adversary)
+    assert rl.value_gap_bound(*half[1:], near, gamma=0.5).dtype == jnp.float32
+
+
 @pytest.mark.parametrize("gamma", [0.0, 0.9999])
 def test_float32_ends_at_the_adversary_of_float64(gamma):
     arrays = process(5, 12, 4)
@@ -186,6 +205,7 @@ WRONG = {
     "negative": (dict(policy=np.array([[1.5, -0.5]] * 3)), "policy holds -0.5"),
     "shape of P": (dict(P=np.ones((3, 3, 2))), r"P is .*here \(3, 2, 3\)"),
     "shape of R": (dict(R=np.ones((3, 2))), r"R is .*here \(3, 2, 3\)"),
+    "NaN reward": (dict(R=np.full((3, 2, 3), np.nan)), "R holds NaN or infinity"),
     "policy": (dict(policy=np.ones(3)), r"policy is .*wanted probabilities \(S, A\)"),
     "gamma 1": (dict(gamma=1.0), "gamma is 1.0; wanted a discount"),
     "gamma below 0": (dict(gamma=-0.1), "gamma is -0.1; wanted 0 or more"),
@@ -200,6 +220,12 @@ def test_errors(name):
     arguments, hint = WRONG[name]
     with pytest.raises(ValueError, match=hint):
         rl.worst_case_value(**changed(**arguments))
+
+
+def test_infinite_rewards_have_no_gap():
+    _, reward, policy, near = process(8, 3, 2)
+    with pytest.raises(ValueError, match="R holds NaN or infinity"):
+        rl.value_gap_bound(reward * np.inf, policy, near, gamma=0.5)
 
 
 def test_wrong_kinds():

@@ -38,6 +38,12 @@ def test_temporal_difference(done, reward):
         np.testing.assert_allclose(loss(move, eps, eps, 0.0), want, rtol=1e-6)
 
 
+def test_what_follows_the_end_does_not_count():
+    move, loss = transition(done=True), rl.robust_sarsa(critic, gamma=0.9)
+    unknown = (*move[:3], move[3] * jnp.nan, move[4], True)
+    assert loss(unknown, 0.0, 0.0) == loss(move, 0.0, 0.0)
+
+
 @pytest.mark.parametrize("crown", [0.0, 1.0])
 def test_a_linear_critic_moves_by_the_sum_of_its_slopes(crown):
     u, v = np.float32([1, -2, 3, 0.5]), np.float32([0.5, 1, -1])
@@ -101,6 +107,16 @@ ERRORS = {
     "action_eps": (
         lambda: rl.robust_sarsa(critic, gamma=0.9)(transition(), 0.0, np.ones(2)),
         r"action_eps has shape \(2,\) for a action of shape \(3,\)",
+    ),
+    "done": (
+        lambda: rl.robust_sarsa(critic, gamma=0.9)(
+            transition(done=np.zeros(3)), 0.0, 0.0
+        ),
+        r"done is float\d+\[3\]; wanted one number",
+    ),
+    "transition": (
+        lambda: rl.robust_sarsa(critic, gamma=0.9)(transition()[:5], 0.0, 0.0),
+        "transition is tuple of 5; wanted",
     ),
     "critic": (
         lambda: rl.robust_sarsa(lambda s, a: a, gamma=0.9)(transition(), 0.0, 0.0),
