@@ -53,7 +53,9 @@ from ._source import source_line as source_line
 from ._varying import vary_as as vary_as
 from ._varying import vary_together as vary_together
 from ._varying import varying_axes as varying_axes
+from ._varying import varying_axes_of_type as varying_axes_of_type
 from ._versions import ANNOTATED as ANNOTATED
+from ._versions import CUSTOM_CALL as CUSTOM_CALL
 from ._versions import Body as Body
 from ._versions import as_body as as_body
 from ._versions import scan_arity as scan_arity

@@ -16,10 +16,17 @@ def varying_axes(*values: Any) -> frozenset[str]:
         frozenset()
     """
     axes: frozenset[str] = frozenset()
-    return axes.union(*(_axes(jax.typeof(x)) for x in values))
+    return axes.union(*(varying_axes_of_type(jax.typeof(x)) for x in values))
 
 
-def _axes(aval: Any) -> frozenset[str]:
+def varying_axes_of_type(aval: Any) -> frozenset[str]:
+    """The mesh axes over which values of a type may differ.
+
+    Example:
+        >>> import jax
+        >>> varying_axes_of_type(jax.typeof(1.0))
+        frozenset()
+    """
     # jax has called it both ways.
     kind = getattr(aval, "manual_axis_type", None)
     return frozenset(getattr(aval, "vma", ()) if kind is None else kind.varying)
@@ -34,7 +41,7 @@ def vary_as(x: Any, aval: Any) -> Any:
         >>> vary_as(x, jax.typeof(x)) is x
         True
     """
-    missing = tuple(sorted(_axes(aval) - varying_axes(x)))
+    missing = tuple(sorted(varying_axes_of_type(aval) - varying_axes(x)))
     return jax.lax.pcast(x, missing, to="varying") if missing else x
 
 

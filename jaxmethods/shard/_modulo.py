@@ -5,16 +5,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import jaxprs_in_params
 
 from ..core import (
+    CUSTOM_CALL,
     Site,
+    as_body,
     axis_size,
     check_choice,
     describe,
     interpret,
     vary_as,
     varying_axes,
+    varying_axes_of_type,
 )
+from ._loop_sums import holds
 
 
 def modulo_layer(
@@ -131,8 +136,8 @@ def _with_varying_constants(
     """The same function, with what it closes over cast to vary over mesh axes.
 
     `shard_map` casts a kernel that is alike on all of "data" where rows meet it, and
-    sums its gradient over "data" there: inside the loop, in each round. Where a
-    function with a derivative of its own casts inside, the body stays as it is.
+    sums its gradient over "data" there: inside the loop, in each round. Where such a
+    cast is inside a function with a derivative of its own, the body stays as it is.
     """
     closed = jax.make_jaxpr(body)(example)
     own = jax.typeof(_varying_zero(axes))
@@ -141,12 +146,22 @@ def _with_varying_constants(
     def cast(site: Site, x: Any) -> list[Any]:
         return [vary_as(x, site.equation.outvars[0].aval)]
 
+    def whole(site: Site, *operands: Any) -> Any:
+        # What it casts inside are its own constants, if its operands are as traced.
+        types = [v.aval for v in site.equation.invars]
+        changed = [*map(varying_axes, operands)] != [*map(varying_axes_of_type, types)]
+        bodies = map(as_body, jaxprs_in_params(site.equation.params))
+        if changed and any(holds(body.jaxpr, ("pvary",)) for body in bodies):
+            raise _Kept
+        return NotImplemented
+
     def keep(sentence: str) -> None:
         raise _Kept(sentence)
 
     def with_constants(x: jax.Array) -> jax.Array:
         varying = closed.replace(consts=constants)
-        (result,) = interpret(varying, {"pvary": cast}, [x], report=keep)
+        rules = {"pvary": cast} | dict.fromkeys(CUSTOM_CALL, whole)
+        (result,) = interpret(varying, rules, [x], report=keep)
         return result
 
     try:

@@ -117,6 +117,23 @@ def test_gradients_of_kernels_are_summed_once(scheme):
     assert 0 <= sent(False) - sent(True) < arrays()[-1].nbytes
 
 
+@pytest.mark.optimized
+@pytest.mark.parametrize("scheme", "BC")
+def test_a_rectifier_between_layers_keeps_the_sum_outside(scheme):
+    def sent(between):
+        def own(x, kernel, last):
+            fn = lambda rows: between(rows @ kernel) @ last  # noqa: E731
+            return modulo_layer(fn, x, "model", scheme=scheme)
+
+        specs = (BOTH, P(), P())
+        run = jax.shard_map(own, mesh=grid(2), in_specs=specs, out_specs=BOTH)
+        gradient = jax.grad(lambda *a: jnp.sin(run(*a)).sum(), (1, 2))
+        return wire(gradient)(jnp.ones((16, 6)), jnp.ones((6, 6)), jnp.ones((6, 6)))
+
+    # `relu` has a derivative of its own, and casts a constant in it.
+    assert sent(jax.nn.relu).total == sent(jnp.tanh).total
+
+
 @jax.custom_jvp
 def product(rows, kernel):
     return rows @ kernel
