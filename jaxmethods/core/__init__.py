@@ -39,6 +39,7 @@ from ._graph import Variable as Variable
 from ._graph import live_nodes as live_nodes
 from ._interpret import Site as Site
 from ._interpret import interpret as interpret
+from ._interpret import occurring as occurring
 from ._materialized import materialized as materialized
 from ._normalizations import match_normalizations as match_normalizations
 from ._paths import choose_paths as choose_paths

@@ -138,7 +138,7 @@ def _step(
     inner = call_body(equation)
     if inner is not None and name in scope.inline:
         return _run(inner, values, marks, scope)
-    found = _taken(equation, scope.rules)
+    found = _inside(equation, scope.rules)
     if not found:
         return bind(equation, *values)
     if name in REBUILD and (name not in CUSTOM_CALL or scope.through is not None):
@@ -152,12 +152,22 @@ def _step(
     return bind(equation, *values)
 
 
-def _taken(equation: JaxprEqn, rules: Mapping[str, Rule]) -> set[str]:
-    """The primitives with a rule that occur in the bodies of an equation."""
+def occurring(jaxpr: Any, names: Collection[str]) -> set[str]:
+    """The primitives of some names that occur in a jaxpr, nested ones included.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> jaxpr = jax.make_jaxpr(jax.jit(lambda x: jnp.sin(x) + 1))(1.0)
+        >>> occurring(jaxpr, ("sin", "cos"))
+        {'sin'}
+    """
     found: set[str] = set()
-    for body in jaxprs_in_params(equation.params):
-        for inner in as_body(body).jaxpr.eqns:
-            if inner.primitive.name in rules:
-                found.add(inner.primitive.name)
-            found |= _taken(inner, rules)
+    for equation in as_body(jaxpr).jaxpr.eqns:
+        found |= {equation.primitive.name}.intersection(names)
+        found |= _inside(equation, names)
     return found
+
+
+def _inside(equation: JaxprEqn, names: Collection[str]) -> set[str]:
+    bodies = jaxprs_in_params(equation.params)
+    return set().union(*(occurring(body, names) for body in bodies))

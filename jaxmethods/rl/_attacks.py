@@ -98,20 +98,11 @@ def critic_attack(
         Pattanaik et al. 2018, arXiv:1712.03632; Zhang et al. 2020, arXiv:2003.08938,
         appendix D.
     """
-    check_integer(num_steps, "num_steps", 1)
 
-    def attack(key: jax.Array | None, state: Any, eps: Any) -> jax.Array:
-        state = check_state(state, bounds)
-        return search(
-            lambda point: -check_scalar(value(point), "value(state)"),
-            key,
-            state,
-            check_eps(eps, state),
-            num_steps=num_steps,
-            bounds=bounds,
-        )
+    def objective(state: jax.Array) -> Callable[[jax.Array], jax.Array]:
+        return lambda point: -check_scalar(value(point), "value(state)")
 
-    return attack
+    return _ascending(objective, num_steps, bounds)
 
 
 def greedy_attack(
@@ -154,13 +145,26 @@ def greedy_attack(
     References:
         Zhang et al. 2020, arXiv:2003.08938, section 4 (PGD on DQN).
     """
+
+    def objective(state: jax.Array) -> Callable[[jax.Array], jax.Array]:
+        leads = margins(q, jnp.argmax(check_vector(q(state), "q(state)")))
+        return lambda point: jax.nn.logsumexp(-leads(point))
+
+    return _ascending(objective, num_steps, bounds)
+
+
+def _ascending(
+    objective: Callable[[jax.Array], Callable[[jax.Array], jax.Array]],
+    num_steps: int,
+    bounds: Ends,
+) -> Attack:
+    """An attack that climbs what `objective(state)` says of the point that is shown."""
     check_integer(num_steps, "num_steps", 1)
 
     def attack(key: jax.Array | None, state: Any, eps: Any) -> jax.Array:
         state = check_state(state, bounds)
-        leads = margins(q, jnp.argmax(check_vector(q(state), "q(state)")))
         return search(
-            lambda point: jax.nn.logsumexp(-leads(point)),
+            objective(state),
             key,
             state,
             check_eps(eps, state),

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import jaxprs_in_params
 from jax.sharding import PartitionSpec as P
 
 from ..core import (
@@ -25,6 +24,7 @@ from ..core import (
     flatten_body,
     interpret,
     live_nodes,
+    occurring,
     scan_arity,
     vary_as,
     vary_together,
@@ -56,7 +56,7 @@ def sum_after_loops(
     Returns:
         A closed jaxpr.
     """
-    if layout.members == 1 or not holds(as_body(closed).jaxpr, ("scan",)):
+    if layout.members == 1 or not occurring(closed, ("scan",)):
         return closed
     shapes = [x.shape for x in args[: len(layout.specs)]]
     full = {shapes[kernel.leaf]: layout.specs[kernel.leaf] for kernel in layout.full}
@@ -68,17 +68,6 @@ def sum_after_loops(
         )
 
     return jax.make_jaxpr(rewritten)(*args)
-
-
-def holds(jaxpr: Any, names: Collection[str]) -> bool:
-    """Whether an equation, nested ones included, is of one of some primitives."""
-    return any(
-        equation.primitive.name in names
-        or any(
-            holds(as_body(b).jaxpr, names) for b in jaxprs_in_params(equation.params)
-        )
-        for equation in jaxpr.eqns
-    )
 
 
 class _Step(NamedTuple):
@@ -156,7 +145,7 @@ class _Rule:
                     terms[number] = found
         if terms:
             return self._rewritten(site, operands, graph, terms)
-        if not holds(body.jaxpr, ("scan",)):
+        if not occurring(site.equation.params["jaxpr"], ("scan",)):
             return NotImplemented
         marks = [{DATA_LABEL} if x in data else set() for x in inputs]
         return self._inside(site, operands, marks)

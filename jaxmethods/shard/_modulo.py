@@ -10,16 +10,15 @@ from jax.extend.core import jaxprs_in_params
 from ..core import (
     CUSTOM_CALL,
     Site,
-    as_body,
     axis_size,
     check_choice,
     describe,
     interpret,
+    occurring,
     vary_as,
     varying_axes,
     varying_axes_of_type,
 )
-from ._loop_sums import holds
 
 
 def modulo_layer(
@@ -150,8 +149,8 @@ def _with_varying_constants(
         # What it casts inside are its own constants, if its operands are as traced.
         types = [v.aval for v in site.equation.invars]
         changed = [*map(varying_axes, operands)] != [*map(varying_axes_of_type, types)]
-        bodies = map(as_body, jaxprs_in_params(site.equation.params))
-        if changed and any(holds(body.jaxpr, ("pvary",)) for body in bodies):
+        bodies = jaxprs_in_params(site.equation.params)
+        if changed and any(occurring(body, ("pvary",)) for body in bodies):
             raise _Kept
         return NotImplemented
 

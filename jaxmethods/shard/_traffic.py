@@ -9,9 +9,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core import Node, Site, Variable, as_body, flatten_body, interpret, scan_arity
+from ..core import (
+    Node,
+    Site,
+    Variable,
+    as_body,
+    flatten_body,
+    interpret,
+    occurring,
+    scan_arity,
+)
 from ._layout import DATA_LABEL
-from ._loop_sums import holds
 
 _PRODUCTS = ("dot_general", "conv_general_dilated")
 _LOOPS = ("scan", "while", "cond")
@@ -141,7 +149,7 @@ def _gathers(closed: Any, leaves: list[Any], traffic: Traffic) -> None:
         *avals,
     )
     first: dict[int, Any] = {}
-    again = holds(closed.jaxpr, _AGAIN)
+    again = bool(occurring(closed, _AGAIN))
     for leaf, how, itemsize in products.values():
         traffic.gathered[leaf] += math.prod(leaves[leaf].shape) * itemsize
         if leaf not in first:

@@ -122,10 +122,13 @@ def test_gradients_of_kernels_are_summed_once(scheme):
 def test_a_rectifier_between_layers_keeps_the_sum_outside(scheme):
     def sent(between):
         def own(x, kernel, last):
-            fn = lambda rows: between(rows @ kernel) @ last  # noqa: E731
+            def fn(rows):
+                hidden = between(column_dense(rows, kernel))
+                return row_dense(hidden, last, None, "model")
+
             return modulo_layer(fn, x, "model", scheme=scheme)
 
-        specs = (BOTH, P(), P())
+        specs = (BOTH, P(None, "model"), P("model"))
         run = jax.shard_map(own, mesh=grid(2), in_specs=specs, out_specs=BOTH)
         gradient = jax.grad(lambda *a: jnp.sin(run(*a)).sum(), (1, 2))
         return wire(gradient)(jnp.ones((16, 6)), jnp.ones((6, 6)), jnp.ones((6, 6)))
