@@ -43,6 +43,12 @@ def rows(heading):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
+def test_the_methods_are_counted():
+    here = sum(row[2] == "here" for row in rows("The methods"))
+    words = {13: "Thirteen", 14: "Fourteen", 15: "Fifteen", 16: "Sixteen"}
+    assert f"{words[here]} published methods" in README
+
+
 def test_the_index_has_all_methods_and_says_what_is_here():
     index = rows("The methods")
     assert len(index) == 31
