@@ -3,7 +3,7 @@
 In the l1 norm that is a knapsack: the entries move in the order of their slopes, each
 as far as the box allows, until the radius is spent. In the l2 norm it has one unknown,
 the multiplier of the ball. By weak duality each value of it gives a lower bound;
-Newton's method comes close to the best, from one side, in a few steps.
+Newton's method comes close to the best in a few steps.
 
 References:
     Dantzig. Discrete-variable extremum problems. Operations Research 5(2), 1957.
@@ -65,32 +65,39 @@ def least_in_l2(slopes: jax.Array, reach: Reach) -> jax.Array:
     loose = _total(most**2 - least**2) <= left  # the box alone is the limit
     price = jnp.where(loose, 0, 0.5 / step)
     moved = jnp.where(loose, most, jnp.clip(step * gain, least, most))
-    spare = _total(moved**2 - least**2) - left
-    lost = unit(slopes.shape[-1], slopes.dtype) * jax.lax.stop_gradient(price * left)
-    found = price * spare - _total(gain * (moved - least)) - lost
+    spent = _total(moved**2 - least**2)
+    size = jax.lax.stop_gradient(price * jnp.maximum(spent, left))
+    lost = unit(slopes.shape[-1], slopes.dtype) * size
+    found = price * (spent - left) - _total(gain * (moved - least)) - lost
     return _total(slopes * nearest) + norm * found
 
 
 def _step_length(
     gain: jax.Array, least: jax.Array, most: jax.Array, left: jax.Array
 ) -> jax.Array:
-    """How far to go along slopes of unit norm so that no more than `left` is spent.
+    """How far to go along slopes of unit norm until `left` is spent, nearly.
 
-    As a function of the step's square, what is spent grows at most at the rate of the
-    entries that have room, which only get fewer: no step of Newton's goes too far.
+    As a function of the step's square, what is spent is increasing and of straight
+    pieces: Newton's steps, and where one leaves the bracket its middle instead. What is
+    found may lie on either side; a bound it gives in any case.
     """
-
-    def newton(_: int, square: jax.Array) -> jax.Array:
-        wanted = safe_sqrt(square) * gain
-        spent = _total(jnp.clip(wanted, least, most) ** 2 - least**2)
-        slope = _total(jnp.where(wanted < most, gain**2, 0))
-        some = slope > 0
-        more = jnp.maximum(left - spent, 0) / jnp.where(some, slope, 1)
-        return square + jnp.where(some, more, 0)
-
     gain, least, most, left = jax.lax.stop_gradient((gain, least, most, left))
     start = jnp.broadcast_to(left, gain[..., :1].shape) + 0 * gain[..., :1]
-    square = jax.lax.fori_loop(0, _NEWTON_STEPS, newton, start)
+    ends = jnp.where(gain > 0, most / jnp.where(gain > 0, gain, 1), 0)
+    far = jnp.maximum(jnp.max(ends, -1, keepdims=True) ** 2, start)
+
+    def newton(_: int, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        square, low, high = state
+        wanted = safe_sqrt(square) * gain
+        over = _total(jnp.clip(wanted, least, most) ** 2 - least**2) - left
+        low = jnp.where(over <= 0, square, low)
+        high = jnp.where(over >= 0, square, high)
+        slope = _total(jnp.where((least < wanted) & (wanted < most), gain**2, 0))
+        new = square - over / jnp.where(slope > 0, slope, 1)
+        inside = (slope > 0) & (new >= low) & (new <= high)
+        return jnp.where(inside, new, safe_sqrt(low * high)), low, high
+
+    square, _, _ = jax.lax.fori_loop(0, _NEWTON_STEPS, newton, (start, start, far))
     return jnp.sqrt(jnp.maximum(square, jnp.finfo(gain.dtype).tiny ** 0.5))
 
 
