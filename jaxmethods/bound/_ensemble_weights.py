@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..core import check_choice
+from ..core import check_choice, power_of_two
 from ._balls import safe_sqrt
 from ._ensemble_margin import Members, checked_members, dual_norm, margin
 from ._line_search import maximize_concave
@@ -218,9 +218,7 @@ def _scaled(members: Members, objective: str) -> tuple[Members, Any, jax.Array]:
     A power of two divides it, so that nothing is rounded; or 1, where all are 0.
     """
     largest = jnp.maximum(*(jnp.abs(part).max() for part in members))
-    usable = largest >= jnp.finfo(largest.dtype).tiny
-    exponent = jnp.frexp(jnp.where(usable, largest, 1))[1] - 1
-    scale = jnp.ldexp(jnp.ones_like(largest), exponent)
+    scale = power_of_two(largest)
     cap = 1 / scale if objective == "hinge" else jnp.full_like(scale, jnp.inf)
     return Members(*(part / scale for part in members)), scale, cap
 

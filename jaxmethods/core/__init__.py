@@ -47,6 +47,7 @@ from ._paths import leaf_paths as leaf_paths
 from ._patterns import PATTERNS as PATTERNS
 from ._patterns import Pattern as Pattern
 from ._patterns import match_patterns as match_patterns
+from ._powers import power_of_two as power_of_two
 from ._repeats import without_repeats as without_repeats
 from ._softmaxes import match_softmax as match_softmax
 from ._source import missing_rule as missing_rule

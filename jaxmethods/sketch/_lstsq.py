@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.sparse.linalg import cg
 
-from ..core import check_floating, check_key, describe, vary_as
+from ..core import check_floating, check_key, describe, power_of_two, vary_as
 from ._matrices import check_matrix, in_float32, product, reciprocals, refuse_unless
 from ._operator import check_unsharded
 from ._sharded_rows import apply_rows, num_rows, total
@@ -140,9 +140,7 @@ def _size(b: jax.Array, axis_name: Any) -> jax.Array:
     largest = jax.lax.stop_gradient(jnp.abs(b).max())
     if axis_name is not None:
         largest = jax.lax.pmax(largest, axis_name)
-    usable = jnp.isfinite(largest) & (largest > 0)
-    exponent = jnp.frexp(jnp.where(usable, largest, 1))[1]
-    return jnp.ldexp(jnp.ones_like(largest), exponent)
+    return power_of_two(largest)
 
 
 def _check(A: Any, b: Any, axis_name: Any) -> tuple[jax.Array, jax.Array, Any]:
