@@ -53,6 +53,8 @@ def member_lines(
 ) -> tuple[jax.Array, jax.Array]:
     """Linear lower bounds of the margins of several classifiers over balls.
 
+    The balls are whole ones: pixels may leave [0, 1], where no attack may.
+
     Args:
         fns: Classifiers, each from one example to logits (n,); their parameters are
             closed over, and their architectures may differ.
@@ -185,10 +187,10 @@ def ensemble_margin(
     Args:
         weights: floating (T,), not negative; sums other than 1 scale the margin.
         slopes: floating (E, C, T, *in), of lower bounds `slopes . x + biases` that hold
-            over the balls; see `member_lines`.
+            over the balls: of `member_lines` with the same x, eps and p.
         biases: floating (E, C, T).
         x: floating (E, *in), the centers of the balls.
-        eps: their radius, a finite scalar >= 0.
+        eps: Their radius, a finite scalar >= 0.
         p: Their norm: 1, 2 or inf.
 
     Returns:

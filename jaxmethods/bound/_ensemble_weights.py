@@ -63,7 +63,9 @@ def fit_weights(
     weights found.
 
     Args:
-        slopes: floating (E, C, T, *in), of lower bounds of C margins for T models.
+        slopes: floating (E, C, T, *in), of lower bounds of C margins for T models that
+            hold over the balls: of `member_lines` with the same x, eps and p. Lines of
+            smaller balls prove nothing here, and nothing in them tells.
         biases: floating (E, C, T).
         x: floating (E, *in), the centers of the balls.
         eps: Their radius, a finite scalar >= 0.

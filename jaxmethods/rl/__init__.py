@@ -10,6 +10,32 @@ trains on bounds, the other one on the worst state that it finds. Bounds that ov
 make the penalty infinite or NaN, and 0 times that is NaN: leave the term out where
 kappa is 0, or pass eps = 0, which costs nothing.
 
+A step of SA-DQN on a batch, with any network and optimizer:
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> from jaxmethods import bound, rl
+    >>> q = lambda params, state: jnp.tanh(state @ params["w"]) @ params["v"]
+    >>> params = {"w": 0.5 * jnp.ones((4, 8)), "v": 0.1 * jnp.ones((8, 2))}
+    >>> ramp = bound.eps_schedule(0.05, 1000, 5000)  # eps over the steps
+    >>> optimizer = optax.adam(1e-3)
+    >>> def loss(params, batch, count, kappa=0.01):
+    ...     states, actions, targets = batch
+    ...     penalty = rl.sa_dqn(lambda state: q(params, state))
+    ...     of_states = jax.vmap(penalty, (None, 0, None))  # the bounds need no key
+    ...     values = jnp.take_along_axis(q(params, states), actions[:, None], 1)[:, 0]
+    ...     error = optax.losses.huber_loss(values, targets).mean()
+    ...     return error + kappa * of_states(None, states, ramp(count)).mean()
+    >>> @jax.jit
+    ... def step(params, state, batch, count):
+    ...     slope = jax.grad(loss)(params, batch, count)
+    ...     updates, state = optimizer.update(slope, state)
+    ...     return optax.apply_updates(params, updates), state
+    >>> batch = jnp.ones((16, 4)), jnp.zeros(16, int), jnp.zeros(16)
+    >>> params, state = step(params, optimizer.init(params), batch, 3000)
+    >>> margin = rl.action_margin(lambda state: q(params, state))
+    >>> jax.vmap(margin, (0, None))(batch[0], 0.05).shape  # certified where above 0
+    (16,)
+
 Attacks show how bad it gets, from below: `random_attack`, `critic_attack`,
 `greedy_attack`, `mad_attack`, and `sarsa_attack` with a critic learned by
 `robust_sarsa`; report the worst of them. Certificates do from above: `action_margin`,

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ..bound import margins
-from ..core import check_integer, is_concrete
+from ..core import check_integer, check_nonnegative, is_concrete
 from ._arguments import (
     check_drawn,
     check_scalar,
@@ -179,17 +179,23 @@ def mad_attack(
     mean: Callable[[jax.Array], jax.Array],
     *,
     num_steps: int = 10,
+    temperature: Any = 1.0,
     bounds: Ends = None,
 ) -> Attack:
     r"""Shows a state with an action as different as can be: maximal action difference.
 
     Ascends $\sum_i ((\mu_i(s') - \mu_i(s)) / \sigma_i)^2$ by stochastic gradient
-    Langevin dynamics at temperature 1, with sigma divided by its mean. It needs the
-    policy alone.
+    Langevin dynamics, with sigma divided by its mean. It needs the policy alone.
+
+    At the authors' temperature of 1 the noise drowns the gradients of actions that
+    change by less than about 1 over the ball; a temperature of 0 leaves the random
+    start alone and suits actions of any size. Report the worse of both.
 
     Args:
         mean: From one state to the mean action, (A,).
         num_steps: As for `critic_attack`.
+        temperature: Of the noise, at least 0: its scale in step k = 0, 1, ... is
+            $\sqrt{2 \eta T} / (k + 2)$, with eta the size of a step; may be traced.
         bounds: As for `random_attack`.
 
     Returns:
@@ -199,8 +205,9 @@ def mad_attack(
         state itself.
 
     Raises:
-        ValueError: As `critic_attack`; a sigma of another shape, or not above 0.
-        TypeError: As `random_attack`.
+        ValueError: As `critic_attack`; a sigma of another shape, or not above 0; a
+            negative temperature.
+        TypeError: As `random_attack`; a temperature that is no real number.
 
     Complexity:
         num_steps gradients of `mean`.
@@ -218,6 +225,7 @@ def mad_attack(
         Zhang et al. 2020, arXiv:2003.08938, appendix D.
     """
     check_integer(num_steps, "num_steps", 1)
+    check_nonnegative(temperature, "temperature")
 
     def attack(
         key: jax.Array | None, state: Any, eps: Any, sigma: Any = 1.0
@@ -235,7 +243,7 @@ def mad_attack(
             radius,
             num_steps=num_steps,
             bounds=bounds,
-            noise=lambda step, count: jnp.sqrt(2 * step) / (count + 2),
+            noise=lambda step, count: jnp.sqrt(2 * temperature * step) / (count + 2),
         )
 
     return attack

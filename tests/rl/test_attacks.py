@@ -96,6 +96,24 @@ def test_mad_beats_random_states_and_reaches_most_of_the_largest_change():
     assert found.mean() > 0.8 * largest.mean()
 
 
+@pytest.mark.parametrize("scale", [2.0**-10, 2.0**10])
+def test_mad_at_temperature_0_does_not_depend_on_the_size_of_actions(scale):
+    def attacked(mean, temperature):
+        attack = rl.mad_attack(mean, temperature=jnp.float32(temperature))
+        seen = jax.vmap(attack, (0, 0, None))(keys(seed=6), STATES, EPS)
+        return seen, jnp.sum((jax.vmap(mean)(seen) - actions) ** 2)
+
+    def scaled(state):
+        return scale * smooth_mean(state)
+
+    actions = jax.vmap(scaled)(STATES)
+    seen, change = attacked(scaled, 0.0)
+    _, noisy = attacked(scaled, 1.0)
+    actions = jax.vmap(smooth_mean)(STATES)
+    assert np.array_equal(seen, attacked(smooth_mean, 0.0)[0])
+    assert scale > 1 or change > 3 * noisy
+
+
 def test_without_noise_mad_stays_at_the_state():
     for attack in (rl.mad_attack(mean), rl.sarsa_attack(mean, critic, mad=1.0)):
         assert np.array_equal(attack(None, STATES[0], EPS), STATES[0])
@@ -231,6 +249,10 @@ ERRORS = {
     "one action": (
         lambda: rl.greedy_attack(lambda s: s[:1])(None, S, 0.1),
         "two classes or more",
+    ),
+    "temperature": (
+        lambda: rl.mad_attack(mean, temperature=-1.0),
+        "temperature is -1.0; wanted 0 or more",
     ),
     "mad": (
         lambda: rl.sarsa_attack(mean, critic, mad=2.0),
