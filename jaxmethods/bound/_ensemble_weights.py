@@ -183,7 +183,8 @@ def _upper_bound(members: Members, p: float, objective: str) -> jax.Array:
         slope, share, shares = derivatives
         # What the sums over examples, margins and inputs lose.
         slope += rounding * jnp.einsum("ec,ect->t", shares.sum(2), terms)
-        return inside, slope.max() + jnp.where(share > 0, share * cap, 0)
+        capped = jnp.where(share > 0, (1 + rounding) * share * cap, 0)
+        return inside, slope.max() + capped
 
     uniform = jnp.full(size, 1 / size, dtype)
     return scale * jax.lax.scan(level, uniform, _levels(members))[1].min()
@@ -320,7 +321,10 @@ def _smoothed(
     margins = members.center @ weights - _smooth_norm(slopes, smoothing, p)
     spread = smoothing / math.log(margins.shape[1] + 1)
     worst = -spread * jax.nn.logsumexp(-margins / spread, axis=1)
-    return -(smoothing * jnp.logaddexp(-worst / smoothing, -cap / smoothing)).mean()
+    # Of a difference, not of two large numbers: near the cap the derivatives of those
+    # do not sum to 1, and bounds made of them are none.
+    beyond = smoothing * jax.nn.softplus((worst - cap) / smoothing)
+    return (worst - beyond).mean()
 
 
 def _smooth_norm(rows: jax.Array, smoothing: Any, p: float) -> jax.Array:

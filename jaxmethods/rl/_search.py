@@ -29,9 +29,10 @@ def search(
     """The state where steps that raise an objective end.
 
     `num_steps` steps of eps / num_steps along the sign of the gradient, each clipped to
-    the box. With a key the search starts at a random place within one step of the
-    state, and, if `noise` is given, at a corner of what one step reaches, with normal
-    noise added to each gradient (stochastic gradient Langevin dynamics).
+    the box; an entry whose slope is NaN stays. With a key the search starts at a random
+    place within one step of the state, and, if `noise` is given, at a corner of what
+    one step reaches, with normal noise added to each gradient (stochastic gradient
+    Langevin dynamics).
 
     Args:
         objective: From a state to a scalar.
@@ -56,7 +57,9 @@ def search(
 
         def step(count: jax.Array, point: jax.Array) -> jax.Array:
             slope = jax.grad(objective)(point) + draw(count)
-            return project(point + step_size * jnp.sign(slope))
+            # NaN, as of a norm at 0, names no side.
+            side = jnp.sign(jnp.where(jnp.isnan(slope), 0, slope))
+            return project(point + step_size * side)
 
         # Under shard_map the objective may vary over the mesh where the state does not.
         point = vary_with(project(point), objective(state))

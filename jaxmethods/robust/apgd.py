@@ -100,7 +100,8 @@ def apgd(
 
     def judge(x):
         z = _check_logits(logits(x), x, y, objective)
-        return loss_of(z, y), z.argmax(-1) == y
+        # The argmax of NaNs is a class as well.
+        return loss_of(z, y), (z.argmax(-1) == y) & ~jnp.isnan(z).any(-1)
 
     def attack(x, eps, key):
         project = projection(x, eps, norm, bounds)
@@ -217,10 +218,11 @@ def _move(search: _Search, ahead, momentum, project) -> _Search:
 def _record(search: _Search, loss, correct, gradient) -> _Search:
     new = _Best(search.point, gradient, loss)
     rose = loss.astype(jnp.float32) > search.loss.astype(jnp.float32)
+    higher = (loss > search.best.loss) | jnp.isnan(search.best.loss)
     return search._replace(
         gradient=gradient,
         loss=loss,
-        best=where_input(loss > search.best.loss, new, search.best),
+        best=where_input(higher, new, search.best),
         robust=search.robust & correct,
         rises=search.rises + rose,
     )

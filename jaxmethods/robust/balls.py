@@ -98,8 +98,9 @@ def per_input(value: Any, x: jax.Array, name: str) -> jax.Array:
 def direction(gradient: jax.Array, norm: str, floor: float = 0.0) -> jax.Array:
     """The move of length 1 in `norm` that raises the loss most.
 
-    sign(g) for linf, g / (||g|| + floor) for l2; zero where the gradient is. Without a
-    floor only the direction of `gradient` counts, however faint it is.
+    sign(g) for linf, g / (||g|| + floor) for l2; zero where the gradient is, and where
+    it is NaN, as that of a norm at 0. Without a floor only the direction of `gradient`
+    counts, however faint it is; where it is infinite, only its infinite entries.
 
     Args:
       gradient: (B, ...) floating.
@@ -116,8 +117,12 @@ def direction(gradient: jax.Array, norm: str, floor: float = 0.0) -> jax.Array:
       Array([[ 0.6, -0.8]], dtype=float32)
     """
     gradient = gradient.astype(_wide(gradient.dtype))
+    gradient = jnp.where(jnp.isnan(gradient), 0, gradient)
     if norm == "linf":
         return jnp.sign(gradient)
+    infinite = jnp.isinf(gradient)
+    over = infinite.any(tuple(range(1, gradient.ndim)), keepdims=True)
+    gradient = jnp.where(over, infinite * jnp.sign(gradient), gradient)
     length = l2_norm(gradient)
     return gradient * (1 / jnp.where(length > 0, length + floor, 1))
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from ..core import check_integer, check_key, describe
@@ -109,5 +110,5 @@ def pgd(
 
 
 def _higher(old: Attack, new: Attack) -> Attack:
-    """Input by input, the new point where its loss is higher."""
-    return where_input(new.loss > old.loss, new, old)
+    """Input by input, the new point where its loss is higher, or the old one's NaN."""
+    return where_input((new.loss > old.loss) | jnp.isnan(old.loss), new, old)

@@ -53,6 +53,21 @@ def test_bounds_are_kept(name):
     assert np.any(seen != state)
 
 
+def test_entries_whose_slope_is_nan_stay_and_the_others_move():
+    def value(state):  # the slope of the norm is NaN at 0
+        return state[2] - jnp.linalg.norm(state[:2])
+
+    def q(state):
+        return jnp.stack([value(state), -state[2] - 0.05])
+
+    state, radius = jnp.zeros(3), jnp.array([0.0, 0.0, 0.1])
+    for attack in (rl.critic_attack(value), rl.greedy_attack(q)):
+        for key in (None, jax.random.key(0)):
+            seen = attack(key, state, radius)
+            np.testing.assert_allclose(seen, [0, 0, -0.1], atol=1e-7)
+    assert rl.sa_dqn(q, solver="pgd")(None, state, 0.1) == pytest.approx(0.15)
+
+
 def test_random_states_are_uniform_and_follow_the_key():
     state, num = STATES[0], 4000
     seen = jax.vmap(rl.random_attack(), (0, None, None))(keys(num), state, EPS)

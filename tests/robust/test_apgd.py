@@ -11,7 +11,32 @@ from jaxmethods.robust.apgd import OBJECTIVES, _Best, _checkpoint, _Search, chec
 RUNS = ("linf_ce", "linf_dlr", "l2_ce", "l2_dlr")
 
 
+def with_a_black_row(x):
+    """Logits of (B, 2, 2); their gradient is NaN in the second row where it is 0."""
+    lead = x[:, 0, 0] - 0.5 + 0.1 * jnp.linalg.norm(x[:, 1], axis=1)
+    return jnp.stack([lead, -lead, 0 * lead - 9], 1)
+
+
 # ------------------------------------------------------------------------------- laws
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_entries_whose_gradient_is_nan_do_not_stop_the_others(norm, objective):
+    x = jnp.zeros((2, 2, 2)).at[:, 0, 0].set(jnp.array([0.55, 0.45]))
+    y, how = jnp.array([0, 1]), {"num_steps": 10, "norm": norm, "objective": objective}
+    for eps, robust in [(0.01, True), (0.1, False)]:
+        found = apgd(with_a_black_row, x, y, eps=eps, **how)
+        assert np.isfinite(found.x).all() and np.isfinite(found.loss).all()
+        assert found.robust.tolist() == [robust, robust]
+
+
+def test_logits_that_are_nan_are_not_right():
+    logits = lambda x: jnp.where(x[:, :1] < 0.5, jnp.nan, jnp.ones((1, 2)))  # noqa: E731
+    found = apgd(
+        logits, jnp.array([[0.4], [0.9]]), jnp.array([0, 0]), eps=0, num_steps=1
+    )
+    assert found.robust.tolist() == [False, True]
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 10, 40, 100, 1000])

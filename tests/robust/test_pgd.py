@@ -26,6 +26,18 @@ def wavy(x):
 # ------------------------------------------------------------------------------- laws
 
 
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("keep_best", [False, True])
+def test_entries_whose_gradient_is_nan_do_not_stop_the_others(norm, keep_best):
+    loss = lambda x: x[:, 0] + jnp.linalg.norm(x[:, 1:], axis=1)  # noqa: E731
+    x = jnp.array([[0.5, 0.0, 0.0], [0.5, 0.3, 0.4]])
+    how = {"step_size": 0.02, "num_steps": 10, "norm": norm, "keep_best": keep_best}
+    found = pgd(loss, x, eps=0.1, **how)
+    assert found.x[0].tolist() == [pytest.approx(0.6), 0, 0]
+    most = 0.1 + (0.2 if norm == "linf" else 0.1)
+    assert 0.1 < found.loss[1] - 1 <= most and np.isfinite(found.loss).all()
+
+
 @pytest.mark.parametrize(("norm", "dual"), [("linf", 1), ("l2", 2)])
 @hypothesis.settings(max_examples=10, deadline=None)
 @hypothesis.given(seed=st.integers(0, 10**6), eps=st.floats(0.01, 2))
