@@ -1,6 +1,5 @@
 """DQN on a gymnax environment, plain or with the penalty of SA-DQN, all under jit."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ class Setting(NamedTuple):
 
     Attributes:
         env: A gymnax environment with discrete actions.
+        practice: None, or the environment to train in; None for `env`.
         scales: What the entries of a state are divided by, each or all.
         eps: The radius of the adversary, an entry of the state each, or of all.
         validated: None, or the radius of the attacks of a validation; None for `eps`.
@@ -38,9 +38,6 @@ class Setting(NamedTuple):
         follow: The share by which the target net follows after each update.
         explore: The shares of random actions once they have fallen from 1: of the
             first environment and of the last, the others geometrically between.
-        biased: Whether all that is random in a quarter of the environments is one
-            action, in another quarter another one, as if an adversary pushed.
-        shape: None, or from a state to what is added to the reward, in training alone.
         width: Of the two hidden layers.
         validate: Iterations from one validation to the next.
         episodes: Of a validation.
@@ -50,6 +47,7 @@ class Setting(NamedTuple):
     scales: tuple[float, ...] | float
     eps: tuple[float, ...] | float
     iterations: int
+    practice: Any = None
     validated: tuple[float, ...] | float | None = None
     bounds: tuple[float, float] | None = None
     begin: float = 0.4
@@ -65,8 +63,6 @@ class Setting(NamedTuple):
     learning_rate: float = 5e-4
     follow: float = 0.005
     explore: tuple[float, float] = (0.05, 0.05)
-    biased: bool = False
-    shape: Callable[[jax.Array], jax.Array] | None = None
     validate: int = 500
     episodes: int = 10
     width: int = 64
@@ -118,7 +114,7 @@ def optimizer_of(setting: Setting) -> optax.GradientTransformation:
 
 def start(setting: Setting, key: jax.Array) -> Run:
     """New weights, environments after a reset, no transitions."""
-    env = setting.env
+    env = setting.practice or setting.env
     own, others = jax.random.split(key)
     states, inner = jax.vmap(env.reset)(jax.random.split(others, setting.environments))
     width = states.shape[-1]
@@ -144,18 +140,12 @@ def act(setting: Setting, run: Run, count: jax.Array, key: jax.Array) -> Run:
     share = jnp.maximum(jnp.geomspace(*setting.explore, size), share)
     best = jax.vmap(partial(greedy, setting, run.params))(run.states)
     other = jax.random.randint(keys[0], (size,), 0, setting.env.num_actions)
-    if setting.biased:
-        place = jnp.arange(size) % 4
-        other = jnp.where(place < 2, place * (setting.env.num_actions - 1), other)
     action = jnp.where(jax.random.uniform(keys[1], (size,)) < share, other, best)
-    stepped = jax.vmap(setting.env.step)(
-        jax.random.split(keys[2], size), run.inner, action
-    )
+    env = setting.practice or setting.env
+    stepped = jax.vmap(env.step)(jax.random.split(keys[2], size), run.inner, action)
     states, inner, reward, ended, cut, info = stepped
     last = info["final_observation"]
     reward = setting.reward_scale * reward - setting.failure * ended
-    if setting.shape:
-        reward = reward + jax.vmap(setting.shape)(last)
     new = run.states, action, reward, last, ended, ended | cut
     replay = jax.tree.map(lambda kept, x: kept.at[count].set(x), run.replay, new)
     return run._replace(states=states, inner=inner, replay=replay)

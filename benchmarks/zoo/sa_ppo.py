@@ -286,6 +286,7 @@ def attacks(
         "random": with_radius(rl.random_attack(), eps),
         "critic": with_radius(rl.critic_attack(partial(value, agent)), eps),
         "MAD": with_radius(rl.mad_attack(policy), eps, sigma),
+        "MAD, no noise": with_radius(rl.mad_attack(policy, temperature=0), eps, sigma),
     }
     for reg, params in critics.items():
 
