@@ -9,10 +9,13 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from ..core import check_integer
+from ..influence.faster import faster
 from ..robust import apgd, pgd
+from .cost import cost
 from .levels import held
 from .model import (
     Apply,
+    Model,
     check_labels,
     check_range,
     cross_entropy,
@@ -24,6 +27,9 @@ from .radii import EPS, check_radii
 PGD_STEPS = 20
 APGD_STEPS = 100
 _LEAD = 8.0
+# Entries of all operations on all inputs: with fewer a faster program does not make up
+# for the time that it takes longer to compile.
+_SMALL = 2**24
 
 
 class Accuracy(NamedTuple):
@@ -36,6 +42,8 @@ class Accuracy(NamedTuple):
         apgd: Right also wherever APGD goes, with cross entropy and, of three classes or
             more, the difference of logits ratio.
         norm: "linf" or "l2".
+        blind: Right, turned by no attack, and without a gradient of the loss there (all
+            of it 0 or NaN): attacks could not move them, and say nothing of them.
     """
 
     eps: list[float]
@@ -43,6 +51,7 @@ class Accuracy(NamedTuple):
     pgd: list[float]
     apgd: list[float]
     norm: str
+    blind: float = 0.0
 
 
 def accuracy(
@@ -87,7 +96,7 @@ def accuracy(
     Raises:
         TypeError, ValueError: As `read_model`; labels that are no classes, radii that
             are no positive numbers, inputs outside of `bounds`. ValueError also where
-            gradients are 0 at all inputs that are right: attacks would see nothing.
+            gradients are 0 or NaN at all inputs that are right: attacks see nothing.
 
     Example:
         >>> w = jnp.array([[1.0, -1.0], [-1.0, 1.0]])
@@ -105,13 +114,13 @@ def accuracy(
     radii = check_radii(eps, norm)
     check_range(model.inputs, bounds)
     chunk = min(check_integer(chunk, "chunk", 1), count)
-    objectives = ("ce", "dlr")[: 2 if model.num_classes > 2 else 1]
-    levels = [(model.params, e) for e in radii]
+    names = ("ce", "dlr")[: 2 if model.num_classes > 2 else 1]
+    follows, climbs, sees = _programs(model, names, norm, limits(bounds))
 
-    def shares(name: str, holds: Callable[..., Any], start: Any = None) -> Any:
+    def shares(name: str, holds: Any, levels: Sequence[Any], start: Any = None) -> Any:
         return held(
-            jax.jit(holds),
-            levels if start is not None else levels[:1],
+            holds,
+            levels,
             model.inputs,
             labels,
             chunk=chunk,
@@ -119,28 +128,63 @@ def accuracy(
             label=name if progress else None,
         )
 
-    attack = {"norm": norm, "bounds": limits(bounds)}
-    (right,) = shares("clean accuracy", partial(is_right, model.apply))
-    by_pgd = shares("PGD attack", partial(survives_pgd, model.apply, **attack), right)
-    survives = partial(survives_apgd, model.apply, objectives=objectives, **attack)
-    by_apgd = shares("APGD attack", survives, right)
-    # Where something was turned, gradients showed the way.
-    if right.any() and (by_pgd == right).all() and (by_apgd == right).all():
-        if not shares("gradients", partial(has_gradient, model.apply), right)[0].any():
-            raise ValueError(
-                "the gradients of the loss over the input are 0 at each of the "
-                f"{right.sum()} inputs that are right, so that attacks see nothing "
-                "there; wanted a model with gradients: is there rounding, an argmax, a "
-                "cast to integers or a saturated softmax in it? Certificates need none "
-                "(--skip accuracy)."
-            )
+    levels = [(model.params, e) for e in radii]
+    correct = jax.jit(partial(is_right, model.apply))
+    (right,) = shares("clean accuracy", correct, levels[:1])
+    # In as many pieces of even size: the rest of the last one is computed for nothing.
+    kept = max(1, int(right.sum()))
+    chunk = -(-kept // -(-kept // chunk))
+    by_pgd = shares("PGD attack", follows, levels, right)
+    # The second objective sees what the first has not turned.
+    by_apgd = shares(
+        "APGD attack",
+        lambda level, *data: climbs[level[2]](level[:2], *data),
+        [(*level, name) for level in levels for name in names],
+        right,
+    )[len(names) - 1 :: len(names)]
+    left = by_pgd[-1] & by_apgd[-1]
+    blind = left
+    if left.any():
+        blind = left & ~shares("gradients", sees, levels[:1], left)[0]
+    _check_gradients(right, blind)
     return Accuracy(
         radii,
         float(right.mean()),
         by_pgd.mean(1).tolist(),
         by_apgd.mean(1).tolist(),
         norm,
+        float(blind.mean()),
     )
+
+
+def _programs(
+    model: Model, names: Sequence[str], norm: str, bounds: tuple[float, float]
+) -> tuple[Any, dict[str, Any], Any]:
+    """PGD, APGD by the name of its objective, and whether there is a gradient."""
+    plain = cost(model.apply, model.params, model.inputs[0])
+    large = plain.entries * len(model.inputs) > _SMALL
+    fast = faster(model.apply) if large else model.apply
+    how = {"norm": norm, "bounds": bounds}
+    climbs = {
+        name: jax.jit(partial(survives_apgd, fast, objective=name, **how))
+        for name in names
+    }
+    # It runs once an input: optimising it would cost more.
+    plainly = {"xla_backend_optimization_level": 0}
+    sees = jax.jit(partial(has_gradient, fast), compiler_options=plainly)
+    return jax.jit(partial(survives_pgd, fast, **how)), climbs, sees
+
+
+def _check_gradients(right: Any, blind: Any) -> None:
+    # Where something was turned, gradients showed the way.
+    if right.any() and (blind == right).all():
+        raise ValueError(
+            "the gradients of the loss over the input are 0 or NaN at each of the "
+            f"{right.sum()} inputs that are right, so that attacks see nothing "
+            "there; wanted a model with gradients: is there rounding, an argmax, a "
+            "cast to integers or a saturated softmax in it? Certificates need none "
+            "(--skip accuracy)."
+        )
 
 
 def limits(bounds: tuple[float, float] | None) -> tuple[float, float]:
@@ -236,7 +280,7 @@ def tempered(
 def has_gradient(
     apply: Apply, level: tuple[Any, Any], inputs: jax.Array, labels: jax.Array
 ) -> jax.Array:
-    """Whether the loss that PGD climbs has a gradient at each input that is not 0.
+    """Whether the loss that PGD climbs has a gradient at each input: not 0, no NaN.
 
     Args:
         apply: Of one input.
@@ -249,7 +293,8 @@ def has_gradient(
     def loss(x: jax.Array) -> jax.Array:
         return jax.vmap(cross_entropy)(logits(x), labels).sum()
 
-    return jnp.any(jax.grad(loss)(inputs) != 0, tuple(range(1, inputs.ndim)))
+    slope = jax.grad(loss)(inputs)
+    return jnp.any((slope != 0) & ~jnp.isnan(slope), tuple(range(1, inputs.ndim)))
 
 
 def survives_apgd(
@@ -258,34 +303,31 @@ def survives_apgd(
     inputs: jax.Array,
     labels: jax.Array,
     *,
-    objectives: Sequence[str],
+    objective: str,
     norm: str,
     bounds: tuple[float, float],
 ) -> jax.Array:
-    """Whether each input gets its label wherever APGD goes, for every objective.
+    """Whether each input gets its label wherever APGD goes.
 
     Args:
         apply: Of one input.
         level: (params, radius).
         inputs: (n, ...).
         labels: (n,).
-        objectives: Of "ce" and "dlr".
+        objective: "ce" or "dlr".
         norm: "linf" or "l2".
         bounds: Of an entry.
     """
     params, eps = level
-    logits = tempered(apply, params, inputs, labels)
-    robust: list[Any] = [
-        apgd(
-            logits,
-            inputs,
-            labels,
-            eps=eps,
-            num_steps=APGD_STEPS,
-            norm=norm,
-            objective=objective,
-            bounds=bounds,
-        ).robust
-        for objective in objectives
-    ]
-    return jnp.all(jnp.stack(robust), 0)
+    attack = apgd(
+        tempered(apply, params, inputs, labels),
+        inputs,
+        labels,
+        eps=eps,
+        num_steps=APGD_STEPS,
+        norm=norm,
+        objective=objective,
+        bounds=bounds,
+    )
+    robust: Any = attack.robust
+    return robust

@@ -11,16 +11,21 @@ from jax.typing import ArrayLike
 
 from .. import bound
 from ..core import check_choice, check_integer
+from .cost import Cost, cost
 from .levels import reached
 from .model import Apply, check_labels, check_range, read_model
 from .radii import EPS, NORMS, check_radii
 
-METHODS: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
+METHODS: dict[str, Callable[..., Callable[..., Any]]] = {
     "ibp": bound.ibp,
     "crown_ibp": partial(bound.crown_ibp, side="lower"),
     "crown": partial(bound.crown, side="lower"),
     "alpha_crown": partial(bound.alpha_crown, side="lower"),
 }
+# "auto" takes crown up to so many entries of all operations: half a minute of a core.
+_FEW = 2**35
+# Entries of the largest array: programs need up to eight times as many, 1 GB.
+AT_ONCE = 2**25
 
 
 class Certificates(NamedTuple):
@@ -48,7 +53,7 @@ def certificates(
     eps: Sequence[float] = EPS,
     norm: str = "linf",
     bounds: tuple[float, float] | None = (0.0, 1.0),
-    method: str = "crown",
+    method: str = "auto",
     batched: bool | None = None,
     chunk: int = 64,
     progress: bool = False,
@@ -67,13 +72,18 @@ def certificates(
         eps: Radii, in units of the inputs.
         norm: "linf" or "l2".
         bounds: The least and the greatest value of an entry; None for no limits.
-        method: "ibp" (cheapest), "crown_ibp", "crown", "alpha_crown" (tightest).
+        method: "ibp" (cheapest), "crown_ibp", "crown", "alpha_crown" (tightest); "auto"
+            takes "crown" where a count of its operations, times the inputs, says that
+            half a minute of a core will do, else "crown_ibp".
         batched: Whether `apply` takes a batch; None: found out.
-        chunk: How many inputs are bounded at once.
+        chunk: How many inputs are bounded at once, at most: fewer where their arrays
+            would be large.
         progress: Whether to show on standard error how far it is.
 
     Returns:
-        `Certificates`: lower bounds of what holds; `accuracy` gives upper ones.
+        `Certificates`: lower bounds of what holds; `accuracy` gives upper ones. What
+        rounding may change is taken off: a model that computes in bfloat16 loses all of
+        them to it, and is better certified with its parameters cast to float32.
 
     Raises:
         NotImplementedError: A primitive without a rule; the message names it, its line,
@@ -95,20 +105,65 @@ def certificates(
     labels = check_labels(labels, count, model.num_classes)
     radii = check_radii(eps, norm)
     check_range(model.inputs, bounds)
-    check_choice(method, tuple(METHODS), "method")
+    check_choice(method, ("auto", *METHODS), "method")
+    how = {"norm": norm, "bounds": bounds}
+    one = (model.params, np.asarray(radii[:1])), model.inputs[:1], labels[:1]
+
+    def needs(method: str) -> Cost:
+        return cost(partial(is_certified, model.apply, method=method, **how), *one)
+
+    method, work = chosen(method, needs, count)
+    rows = rows_at_once(method, work, cost(model.apply, model.params, model.inputs[0]))
+    few = max(1, AT_ONCE // work.largest)
     proves = jax.jit(
-        partial(is_certified, model.apply, method=method, norm=norm, bounds=bounds)
+        partial(is_certified, model.apply, method=method, num_rows=rows, **how)
     )
     number = reached(
         lambda eps, *data: proves((model.params, eps), *data),
         np.asarray(radii),
         model.inputs,
         labels,
-        chunk=min(check_integer(chunk, "chunk", 1), count),
+        chunk=min(check_integer(chunk, "chunk", 1), count, few),
         label="certificates" if progress else None,
     )
     shares = [float((number > k).mean()) for k in range(len(radii))]
     return Certificates(radii, shares, method, norm)
+
+
+def chosen(method: str, needs: Callable[[str], Cost], count: int) -> tuple[str, Cost]:
+    """What "auto" stands for, and what the method needs.
+
+    Args:
+        method: Of `METHODS`, or "auto".
+        needs: From a method to what it needs for one input.
+        count: How many inputs there are.
+
+    Returns:
+        One of `METHODS`, and its cost.
+    """
+    if method != "auto":
+        return method, needs(method)
+    work = needs("crown")
+    if work.entries * count <= _FEW:
+        return "crown", work
+    return "crown_ibp", needs("crown_ibp")
+
+
+def rows_at_once(method: str, work: Cost, plain: Cost) -> int | None:
+    """How many rows a backward pass carries where those of all entries are too many.
+
+    Args:
+        method: Of `METHODS`.
+        work: What bounds of one input need.
+        plain: What the model needs, of which the largest array has the most rows.
+
+    Returns:
+        `chunk` of the method; None for no limit.
+    """
+    if method == "ibp" or work.largest <= AT_ONCE:
+        return None
+    # Passes in steps keep no patches, and their programs several such arrays.
+    return max(1, plain.largest * AT_ONCE // (4 * work.largest))
 
 
 def is_certified(
@@ -120,6 +175,7 @@ def is_certified(
     method: str,
     norm: str = "linf",
     bounds: tuple[float, float] | None = (0.0, 1.0),
+    num_rows: int | None = None,
 ) -> jax.Array:
     """Whether each input provably keeps its label within a radius.
 
@@ -131,14 +187,16 @@ def is_certified(
         method: Of `METHODS`.
         norm: "linf" or "l2".
         bounds: Of an entry; None for no limits.
+        num_rows: How many rows a backward pass carries at most; None for no limit.
     """
     params, eps = level
+    options = {} if num_rows is None else {"chunk": num_rows}
 
     def one(x: jax.Array, label: jax.Array, eps: jax.Array) -> jax.Array:
         region = bound.Ball(x, eps, NORMS[norm])
         if bounds is not None:
             region = bound.Intersection(region, bound.Box(*map(float, bounds)))
         margins = bound.margins(lambda x: apply(params, x), label)
-        return jnp.all(METHODS[method](margins)(region).lower > 0)
+        return jnp.all(METHODS[method](margins, **options)(region).lower > 0)
 
     return jax.vmap(one)(inputs, labels, jnp.broadcast_to(eps, labels.shape))

@@ -6,19 +6,35 @@ Colours follow the page's CSS variables `--ink`, `--faint` and `--s0` .. `--s4`.
 import html
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 _WIDTH, _HEIGHT = 460, 306
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 30, 44
 _FIRST_BAR = 14
+_ROW, _SAMPLE, _GAP = 18, 28, 18  # of a legend: height, line before a name, space after
+# The widths of DejaVu Sans at 12 px, which is wider than what most systems show.
+_NARROW, _LETTER, _CAPITAL, _BROAD = 5.0, 7.7, 9.5, 12.0
+_BETWEEN = ("line", "pre", "post", "nothing")
 
 
 class Series(NamedTuple):
-    """One line of a chart: its points, and whether it is drawn dashed."""
+    """One line of a chart.
+
+    Attributes:
+        x: Of its points, in the order in which they are joined.
+        y: As many; what is not finite is left out.
+        dashed: Whether it is drawn dashed.
+        between: What is drawn between a point and the next: "line" joins them; "pre"
+            keeps the height of the next point, "post" that of the point itself, as the
+            steps of matplotlib do; "nothing" leaves the points alone. But for "line"
+            each point is marked.
+    """
 
     x: Sequence[float]
     y: Sequence[float]
     dashed: bool = False
+    between: str = "line"
 
 
 def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
@@ -47,7 +63,7 @@ def _text(x: float, y: float, words: str, anchor: str = "middle") -> str:
     )
 
 
-def _frame(body: list[str], title: str, height: float = _HEIGHT) -> str:
+def _frame(body: list[str], title: str, height: float) -> str:
     return (
         f'<svg viewBox="0 0 {_WIDTH} {height:.0f}" role="img" '
         f'aria-label="{html.escape(title)}" xmlns="http://www.w3.org/2000/svg">'
@@ -69,12 +85,9 @@ def line_chart(
     Returns:
         An `<svg>` element.
     """
-    points = [
-        (x, y)
-        for line in series.values()
-        for x, y in zip(line.x, line.y, strict=True)
-        if math.isfinite(y)
-    ]
+    legend, rows = _legend(series)
+    top, height = _TOP + _ROW * (rows - 1), _HEIGHT + _ROW * (rows - 1)
+    points = [point for line in series.values() for point in _finite(line)]
     x_ticks = ticks(min(p[0] for p in points), max(p[0] for p in points))
     y_ticks = ticks(min(0.0, *(p[1] for p in points)), max(p[1] for p in points))
 
@@ -82,44 +95,100 @@ def line_chart(
         u = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
         v = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
         left = _LEFT + u * (_WIDTH - _LEFT - _RIGHT)
-        return left, _HEIGHT - _BOTTOM - v * (_HEIGHT - _TOP - _BOTTOM)
+        return left, height - _BOTTOM - v * (height - top - _BOTTOM)
 
     body = _axes(x_ticks, y_ticks, place, x_label, y_label)
-    for number, (name, line) in enumerate(series.items()):
-        path = " ".join(
-            f"{px:.1f},{py:.1f}"
-            for px, py in (
-                place(x, y)
-                for x, y in zip(line.x, line.y, strict=True)
-                if math.isfinite(y)
-            )
-        )
-        dash = ' stroke-dasharray="5 4"' if line.dashed else ""
-        colour = f"var(--s{number % 5})"
-        body.append(
-            f'<polyline points="{path}" fill="none" stroke="{colour}" '
-            f'stroke-width="2"{dash}/>'
-        )
-        body.append(_legend(number, name, colour, dash))
-    return _frame(body, title)
+    for number, line in enumerate(series.values()):
+        placed = [place(x, y) for x, y in _finite(line)]
+        body += _drawn(placed, line, f"var(--s{number % 5})")
+    return _frame(legend + body, title, height)
+
+
+def _finite(line: Series) -> list[tuple[float, float]]:
+    return [(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y)]
+
+
+def _drawn(
+    placed: Sequence[tuple[float, float]], line: Series, colour: str
+) -> list[str]:
+    """The line through points of the page, and a mark on each where it has steps."""
+    if line.between not in _BETWEEN:
+        raise ValueError(f"between is {line.between!r}; wanted one of {_BETWEEN}.")
+    body = []
+    if line.between != "nothing":
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in _stepped(placed, line.between))
+        body.append(f'<polyline points="{path}" fill="none" {_stroke(line, colour)}/>')
+    if line.between != "line":
+        body += [
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>'
+            for x, y in placed
+        ]
+    return body
+
+
+def _stepped(
+    placed: Sequence[tuple[float, float]], between: str
+) -> list[tuple[float, float]]:
+    corners = list(placed[:1])
+    for (x0, y0), (x1, y1) in pairwise(placed):
+        corner = {"pre": [(x0, y1)], "post": [(x1, y0)]}.get(between, [])
+        corners += [*corner, (x1, y1)]
+    return corners
+
+
+def _stroke(line: Series, colour: str) -> str:
+    dash = ' stroke-dasharray="5 4"' if line.dashed else ""
+    return f'stroke="{colour}" stroke-width="2"{dash}'
 
 
 def standalone(chart: str) -> str:
     """The chart as a file of its own, with the colours that a page would give it."""
     style = (
         ":root { --ink: #1d2430; --faint: #e2e4e6; --s0: #2456a6; --s1: #c4512d; "
-        "--s2: #2d8659; background: #fdfdfb } "
+        "--s2: #2d8659; --s3: #8656a8; --s4: #a67c1a; background: #fdfdfb } "
         "text { fill: var(--ink); font: 12px system-ui, sans-serif }"
     )
     return chart.replace("<title>", f"<style>{style}</style><title>", 1) + "\n"
 
 
-def _legend(number: int, name: str, colour: str, dash: str) -> str:
-    x, y = _LEFT + 146 * number, 16
-    return (
-        f'<line x1="{x}" x2="{x + 22}" y1="{y - 4}" y2="{y - 4}" stroke="{colour}" '
-        f'stroke-width="2"{dash}/>' + _text(x + 28, y, name, "start")
-    )
+def _legend(series: Mapping[str, Series]) -> tuple[list[str], int]:
+    """The names of lines, in as many rows as they need, and how many rows that are."""
+    body, row, x = [], 0, float(_LEFT)
+    for number, (name, line) in enumerate(series.items()):
+        name = _shortened(name, _WIDTH - _RIGHT - _LEFT - _SAMPLE)
+        width = _SAMPLE + _text_width(name)
+        if x > _LEFT and x + width > _WIDTH - _RIGHT:
+            row, x = row + 1, float(_LEFT)
+        y, colour = 16 + _ROW * row, f"var(--s{number % 5})"
+        if line.between == "nothing":
+            sample = f'<circle cx="{x + 11:.1f}" cy="{y - 4}" r="3" fill="{colour}"/>'
+        else:
+            sample = (
+                f'<line x1="{x:.1f}" x2="{x + 22:.1f}" y1="{y - 4}" y2="{y - 4}" '
+                f"{_stroke(line, colour)}/>"
+            )
+        body.append(sample + _text(x + _SAMPLE, y, name, "start"))
+        x += width + _GAP
+    return body, row + 1
+
+
+def _text_width(words: str) -> float:
+    """How wide a text is at most, in units of the chart."""
+    return sum(map(_letter_width, words))
+
+
+def _letter_width(letter: str) -> float:
+    if letter in " .,:;!|'()[]fijlrtI":
+        return _NARROW
+    if letter in "mwMW%@…":
+        return _BROAD
+    return _CAPITAL if letter.isupper() else _LETTER
+
+
+def _shortened(words: str, width: float) -> str:
+    while _text_width(words) > width:
+        words = words.removesuffix("…")[:-1].rstrip() + "…"
+    return words
 
 
 def _axes(
@@ -130,7 +199,8 @@ def _axes(
     y_label: str,
 ) -> list[str]:
     body = []
-    bottom = _HEIGHT - _BOTTOM
+    _, bottom = place(x_ticks[0], y_ticks[0])
+    _, top = place(x_ticks[0], y_ticks[-1])
     for y in y_ticks:
         _, py = place(x_ticks[0], y)
         body.append(
@@ -141,8 +211,8 @@ def _axes(
     for x in x_ticks:
         px, _ = place(x, y_ticks[0])
         body.append(_text(px, bottom + 16, _label(x)))
-    body.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 8, x_label))
-    middle = (_TOP + bottom) / 2
+    body.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, bottom + _BOTTOM - 8, x_label))
+    middle = (top + bottom) / 2
     body.append(
         f'<g transform="rotate(-90 12 {middle:.0f})">{_text(12, middle, y_label)}</g>'
     )

@@ -12,6 +12,7 @@ import jax
 
 from .folder import check_writable
 from .loading import load_checkpoints, load_data, load_function
+from .model import is_network
 from .problems import one_line
 from .report import AuditConfig, audit
 
@@ -57,7 +58,7 @@ def _run(options: argparse.Namespace) -> int:
     prepare_cache()
     loads: dict[str, Callable[[], Any]] = {
         "out": lambda: check_writable(options.out, _ROOM),
-        "apply": lambda: load_function(options.function),
+        "apply": lambda: _function(options.function),
         "trees": lambda: load_checkpoints(
             options.checkpoint, subtree=options.subtree, like=options.like
         ),
@@ -93,13 +94,23 @@ def _run(options: argparse.Namespace) -> int:
     sources = {name: getattr(options, name) for name in _SOURCES}
     sources |= {name: str(sources[name]) for name in ("checkpoint", "data")}
     report = report._replace(asked=report.asked | sources)
+    # Before anything is written: what was found stays even if that fails.
+    sys.stdout.write(f"\n{report}\n")
+    sys.stdout.flush()
     report.write(options.out)
-    for problem in dict.fromkeys(report.problems.values()):
-        sections = [s for s, p in report.problems.items() if p == problem]
-        _tell(f"{', '.join(sections)}: {problem}")
     page = (options.out / "index.html").resolve()
-    sys.stdout.write(f"\n{report}\n\nreport: {page}\n")
+    sys.stdout.write(f"\nreport: {page}\n")
     return 1 if report.problems else 0
+
+
+def _function(text: str) -> Any:
+    found = load_function(text)
+    if is_network(found) and not isinstance(found, type):
+        raise ValueError(
+            f"{text} is a {type(found).__name__} with init and apply; wanted a "
+            f"function (params, x): give {text}.apply."
+        )
+    return found
 
 
 def _first(array: Any, limit: int | None) -> Any:

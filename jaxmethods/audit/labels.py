@@ -15,6 +15,7 @@ from ..core import check_integer, leaf_paths
 from .levels import pieces
 from .model import Apply, check_labels, example_loss, read_model
 from .progress import progress as bar
+from .trained import is_trained
 
 
 class Suspect(NamedTuple):
@@ -67,8 +68,8 @@ def labels(
 
     The score is the squared norm of the gradient of an example's cross entropy, summed
     over checkpoints. On the examples that a model was trained on, several checkpoints
-    find more than the last alone, at which wrong labels may be learned. Where the
-    parameters are variables of flax linen, those under "params" count.
+    find more than the last alone, at which wrong labels may be learned. Only what is
+    trained counts: neither running statistics of flax (linen or nnx) nor keys do.
 
     Args:
         apply: `apply(params, x) -> logits`, of one input or of a batch.
@@ -106,8 +107,9 @@ def labels(
     stacked = _stacked(model.params, kept)
     loss = partial(example_loss, model.apply)
     # Running statistics have no gradient steps.
-    linen = isinstance(model.params, dict) and "params" in model.params
-    own = influence.self_influence(loss, where=[("params",)] if linen else None)
+    kept_paths = zip(leaf_paths(model.params), is_trained(model.params), strict=True)
+    where = [path for path, trained in kept_paths if trained]
+    own = influence.self_influence(loss, where=where)
 
     def read(inputs: Any, labels: Any, stacked: Any, params: Any) -> Any:
         scores = own(stacked, jnp.ones(len(kept)), (inputs, labels))

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,6 +15,7 @@ import numpy as np
 
 from ..core import describe, leaf_paths
 from .problems import one_line
+from .saving import BEFORE, LINES
 from .stored import read_orbax
 
 
@@ -153,17 +155,57 @@ def load_data(
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    try:
-        stored = np.load(path)
-        if not isinstance(stored, np.lib.npyio.NpzFile):
-            raise ValueError("a single array")
-        with stored:
-            return {name: stored[name] for name in stored.files}
-    except Exception as error:  # of numpy, zipfile or zlib
-        raise ValueError(
-            f"{path} cannot be read as an npz file ({one_line(error)}); wanted what "
-            "numpy.savez writes, arrays of numbers alone."
-        ) from error
+    why, hint, cause = _other_format(path), "", None
+    if why is None:
+        try:
+            with np.load(path) as stored:
+                found = {name: stored[name] for name in stored.files}
+            others = [n for n, a in found.items() if not isinstance(a, np.ndarray)]
+            if not others:
+                return found
+            why = f"it holds {others[0]}, which is no array"
+            hint = ": of a model of PyTorch write p.detach().numpy() of each"
+        except Exception as error:  # of numpy, zipfile or zlib
+            # Numpy would have the file run what it holds.
+            objects = "allow_pickle" in str(error)
+            why = "it holds Python objects" if objects else one_line(error)
+            cause = error
+    raise ValueError(
+        f"{path} cannot be read as an npz file ({why}); wanted what numpy.savez "
+        f"writes, arrays of numbers alone{hint or _HINTS.get(why, '')}."
+    ) from cause
+
+
+def _other_format(path: Path) -> str | None:
+    """What a file is that is no zip file; None for one that is."""
+    with path.open("rb") as file:
+        start = file.read(6)
+        if start.startswith(b"PK"):
+            return None
+        if start == b"\x93NUMPY":
+            file.seek(0)
+            with suppress(ValueError):  # of objects, or cut off
+                np.lib.format.read_array(file, allow_pickle=False)
+            several = path.suffix == ".eqx" or file.read(1)
+            return _EQUINOX if several else "a single array"
+    if path.suffix in (".pkl", ".pickle") or start[:2] in _PICKLED:
+        return _PICKLE
+    if path.suffix == ".msgpack" or start[:1] in _MAPS:
+        return _MSGPACK
+    return "it is of another format"
+
+
+_EQUINOX = "it is of equinox.tree_serialise_leaves, one array after the other"
+_PICKLE = "it is a pickle"
+_MSGPACK = "it is msgpack, as of flax.serialization.to_bytes"
+_HINTS = {
+    _EQUINOX: f": {BEFORE['equinox']}; {LINES['equinox']}; and --like MODULE:params",
+    _PICKLE: ": load it in Python, where you trust it, and save its arrays",
+    _MSGPACK: ": variables = flax.serialization.msgpack_restore(path.read_bytes()); "
+    f"{BEFORE['flax linen']}; {LINES['flax linen']}",
+}
+_PICKLED = [b"\x80" + bytes([protocol]) for protocol in range(2, 6)]
+_MAPS = [bytes([byte]) for byte in (*range(0x81, 0x90), 0xDE, 0xDF)]
 
 
 def _nested(flat: dict[str, np.ndarray], path: Path) -> Any:

@@ -1,6 +1,7 @@
 """What a device would hold and send if the model were trained on several."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,8 @@ from jax.typing import ArrayLike
 
 from .. import shard
 from ..core import check_integer
-from .model import Apply, example_loss, read_model
+from .model import Apply, Model, example_loss, read_model
+from .trained import is_trained, split_trained
 
 
 class Layout(NamedTuple):
@@ -19,10 +21,10 @@ class Layout(NamedTuple):
 
     Attributes:
         name: Such as "data parallel" or "4 data x 2 model".
-        parameter_bytes: Held.
+        parameter_bytes: Held of the parameters that are trained.
         memory_bytes: Held in all in a training step, estimated.
         wire_bytes: Sent in a training step.
-        num_split: How many parameters lie on more than one device.
+        num_split: How many parameters lie in parts on several devices.
         table: The plan, parameter by parameter.
     """
 
@@ -61,7 +63,8 @@ def memory(
     """Plans a training step on every mesh of so many devices, with `shard.plan`.
 
     Nothing is compiled and no device is needed but one: a plan is made from the trace
-    of the loss, here the mean cross entropy, trained with Adam.
+    of the loss, here the mean cross entropy, trained with Adam. Running statistics of
+    flax and keys have no gradient and no state of Adam: each device holds them whole.
 
     Args:
         apply: `apply(params, x) -> logits`, of one input or of a batch.
@@ -91,11 +94,13 @@ def memory(
     model = read_model(apply, params, inputs, batched=batched)
     devices = check_integer(devices, "devices", 1)
     batch = check_integer(batch, "batch", 1)
-
-    def loss(params: Any, batch: Any) -> jax.Array:
-        each = jax.vmap(lambda *e: example_loss(model.apply, params, e))(*batch)
-        return jnp.mean(each)
-
+    if batch % devices:
+        more = devices * (batch // devices + 1)
+        raise ValueError(
+            f"batch is {batch} for {devices} devices; wanted a multiple of the number "
+            f"of devices, such as batch={more} (--batch {more})."
+        )
+    trained, loss, beside = _training(model)
     shape, dtype = model.inputs.shape[1:], model.inputs.dtype
     examples = (
         jax.ShapeDtypeStruct((batch, *shape), dtype),
@@ -111,7 +116,7 @@ def memory(
             warnings.simplefilter("ignore")
             plan = shard.plan(
                 loss,
-                model.params,
+                trained,
                 examples,
                 mesh=mesh,
                 optimizer=optax.adam(1e-3),
@@ -120,7 +125,7 @@ def memory(
         return Layout(
             name,
             int(plan.parameter_bytes),
-            float(plan.memory_bytes),
+            float(plan.memory_bytes + beside),
             float(plan.wire_bytes),
             sum(row.choice != "replicate" for row in plan.rows),
             str(plan),
@@ -129,11 +134,24 @@ def memory(
     groups = [d for d in range(devices - 1, 0, -1) if devices % d == 0]
     layouts = [layout("data parallel", devices)]
     layouts += [layout(f"{d} data x {devices // d} model", d) for d in groups]
-    shapes = [leaf.shape for leaf in jax.tree.leaves(model.params)]
+    shapes = [leaf.shape for leaf in jax.tree.leaves(trained)]
     divide = any(n and n % devices == 0 for shape in shapes for n in shape)
     if devices > 1 and divide:
         layouts.append(layout("fully sharded", devices, {(): "full"}))
     return Memory(devices, batch, layouts)
+
+
+def _training(model: Model) -> tuple[Any, Callable[[Any, Any], jax.Array], int]:
+    """What is trained, its loss of a batch, and the bytes of what is not trained."""
+    trained, whole = split_trained(model.params)
+    leaves = zip(jax.tree.leaves(model.params), is_trained(model.params), strict=True)
+
+    def loss(params: Any, batch: Any) -> jax.Array:
+        params = whole(params)
+        each = jax.vmap(lambda *e: example_loss(model.apply, params, e))(*batch)
+        return jnp.mean(each)
+
+    return trained, loss, sum(leaf.nbytes for leaf, changes in leaves if not changes)
 
 
 _AUTO = (AxisType.Auto, AxisType.Auto)

@@ -1,7 +1,8 @@
 """What an audit asks of a model: the logits of one input, and labels that fit them."""
 
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,13 @@ Apply = Callable[[Any, jax.Array], jax.Array]
 
 # Rounding of half precision stays below, another meaning of the axes does not.
 _SAME = 0.02
+_MOST = 240  # letters of an error of another library
+_BODIES = {
+    "flax.nnx": "nnx.merge(graphdef, params)(x), with graphdef, params = "
+    "nnx.split(net)",
+    "equinox": "eqx.combine(params, static)(x), with params, static = "
+    "eqx.partition(net, eqx.is_array)",
+}
 
 
 class Model(NamedTuple):
@@ -32,6 +40,14 @@ class Model(NamedTuple):
     params: Any
     inputs: np.ndarray
     num_classes: int
+
+
+class _Wrong(NamedTuple):
+    """Why a function gives no logits of an input."""
+
+    came: str
+    what: str
+    fails: bool = False
 
 
 def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
@@ -83,6 +99,11 @@ def read_model(
     # Of objects and texts jax tells less.
     if isinstance(inputs, np.ndarray) and inputs.dtype.kind in "OSUMm":
         raise TypeError(f"inputs is {describe(inputs)}; wanted an array of numbers.")
+    if getattr(inputs, "dtype", None) == np.uint8:
+        raise TypeError(
+            f"inputs is {describe(inputs)}; wanted a floating dtype: cast it with "
+            ".astype(np.float32), and / 255 where the model was trained on 0 to 1."
+        )
     inputs = np.asarray(check_floating(inputs, "inputs"))
     if inputs.ndim < 2 or not inputs.size:
         raise ValueError(
@@ -96,7 +117,8 @@ def read_model(
             f"{np.sum(~finite)} in all; wanted finite values: leave these out."
         )
     one = jax.ShapeDtypeStruct(inputs.shape[1:], inputs.dtype)
-    of_one, of_batch = _logits(apply, params, one, ()), None
+    of_one = _logits(apply, params, one, ())
+    of_batch: int | _Wrong | None = None
     if batched is not False:
         many = jax.ShapeDtypeStruct((1, *one.shape), one.dtype)
         of_batch = _logits(apply, params, many, (1,))
@@ -106,19 +128,24 @@ def read_model(
     def alone(params: Any, x: jax.Array) -> jax.Array:
         return apply(params, x[None])[0]
 
-    if isinstance(of_one, str):
+    if isinstance(of_one, _Wrong):
         if batched is None and isinstance(of_batch, int):
+            _check_alone(apply, params, inputs)
             return Model(alone, params, inputs, of_batch)
-        raise ValueError(
-            f"apply(params, x) fits neither one input nor a batch: {of_one}; wanted "
-            "logits of shape (classes,): is the checkpoint of this function, and are "
-            "the inputs of the shape that it was trained on? (--subtree takes a part "
-            "of a checkpoint, --like gives it a structure)"
-        )
+        other = [of_batch] if isinstance(of_batch, _Wrong) and not batched else []
+        raise ValueError(_told([of_one, *other]))
     assert of_one is not None
-    if batched is None and isinstance(of_batch, int):
+    if batched:
+        _check_alone(apply, params, inputs)
+    elif batched is None and isinstance(of_batch, int):
         _check_same(apply, alone, params, inputs[0])
     return Model(alone if batched else apply, params, inputs, of_one)
+
+
+def is_network(found: Any) -> bool:
+    """Whether it is what flax linen and haiku call a network, and not its function."""
+    # A function of others may well have an attribute `apply`, but no `init` too.
+    return all(callable(getattr(found, part, None)) for part in ("init", "apply"))
 
 
 def check_labels(labels: Any, num_inputs: int, num_classes: int) -> np.ndarray:
@@ -174,6 +201,17 @@ def check_range(inputs: np.ndarray, bounds: tuple[float, float] | None) -> None:
 
 
 def _check_signature(apply: Any) -> None:
+    name = getattr(apply, "__name__", type(apply).__name__)
+    if isinstance(apply, type):
+        raise TypeError(
+            f"apply is the class {name}; wanted a function (params, x): of a flax "
+            "module net make apply = net.apply."
+        )
+    if is_network(apply):
+        raise TypeError(
+            f"apply is a network with init and apply, {name}; wanted its function "
+            "(params, x): give net.apply in the place of net."
+        )
     if not callable(apply):
         raise TypeError(f"apply is {describe(apply)}; wanted a function (params, x).")
     try:
@@ -183,10 +221,13 @@ def _check_signature(apply: Any) -> None:
     try:
         signature.bind("params", "x")
     except TypeError as error:
-        name = getattr(apply, "__name__", type(apply).__name__)
+        body = f"{name}(...)"
+        for kind in type(apply).__mro__:
+            found = [b for library, b in _BODIES.items() if library in kind.__module__]
+            body = found[0] if found else body
         raise TypeError(
             f"{name}{signature} cannot be called as apply(params, x) ({error}); wrap "
-            f"it: def apply(params, x): return {name}(...)."
+            f"it: def apply(params, x): return {body}."
         ) from None
 
 
@@ -219,42 +260,90 @@ def _check_params(params: Any) -> Any:
 
 def _logits(
     apply: Apply, params: Any, x: jax.ShapeDtypeStruct, axes: tuple[int, ...]
-) -> int | str:
+) -> int | _Wrong:
     """The number of classes, or why there is none."""
+    came = describe(x)
     # A new function each time: jax remembers how a traced one failed.
     try:
         out = jax.eval_shape(lambda p, v: apply(p, v), params, x)
     except Exception as error:
-        return f"on {describe(x)} it fails with {one_line(error, named=True)}"
+        return _Wrong(came, _short(error), fails=True)
     shape = getattr(out, "shape", None)
     if shape is None:
-        return f"on {describe(x)} it returns a {type(out).__name__}"
+        return _Wrong(came, f"it returns a {type(out).__name__}")
     floating = jnp.issubdtype(out.dtype, jnp.floating)
     if shape[:-1] != axes or not shape or not floating:
-        return f"on {describe(x)} it returns {describe(out)}"
+        return _Wrong(came, f"it returns {describe(out)}")
     if shape[-1] < 2:
-        return (
-            f"on {describe(x)} it returns {describe(out)}, a single class (of a "
-            "sigmoid of one logit z return jnp.stack([0 * z, z]))"
+        return _Wrong(
+            came,
+            f"it returns {describe(out)}, a single class (of a sigmoid of one logit z "
+            f"return jnp.{'concatenate' if axes else 'stack'}([0 * z, z]"
+            f"{', -1' if axes else ''}))",
         )
     return shape[-1]
 
 
-def _check_same(apply: Apply, alone: Apply, params: Any, x: np.ndarray) -> None:
-    # Each runs once: optimising it would cost more.
-    fast = {"xla_backend_optimization_level": 0}
-    both = (
-        jax.jit(lambda p, v, f=fn: f(p, v), compiler_options=fast)(params, x)
-        for fn in (apply, alone)
+def _short(error: Exception) -> str:
+    """What failed, without the page that flax gives for further reading."""
+    text = re.sub(r"\s*\(https?://[^)]*\)", "", str(error))
+    return f"{type(error).__name__}: {one_line(Exception(text), limit=_MOST)}"
+
+
+def _told(wrong: Sequence[_Wrong]) -> str:
+    """What does not fit, the attempt first that came furthest."""
+    returned = [attempt for attempt in wrong if not attempt.fails]
+    single = [attempt for attempt in returned if "single class" in attempt.what]
+    hint = (
+        "is the checkpoint of this function, and are the inputs of the shape that it "
+        "was trained on? (--subtree takes a part of a checkpoint, --like gives it a "
+        "structure)"
     )
+    if returned:
+        first = (single or returned)[0]
+        return (
+            f"apply(params, x) fits neither one input nor a batch: on {first.came} "
+            f"{first.what}; wanted logits of shape (classes,): {hint}"
+        )
+    different = {attempt.what: attempt for attempt in reversed(wrong)}
+    causes = "; ".join(
+        f"on {attempt.came} {attempt.what}"
+        for attempt in wrong
+        if different[attempt.what] is attempt
+    )
+    tried = "one input and on a batch" if len(wrong) > 1 else wrong[0].came
+    return (
+        f"apply(params, x) fails on {tried}; wanted logits of shape (classes,): {hint} "
+        f"What failed: {causes}"
+    )
+
+
+def _check_alone(apply: Apply, params: Any, inputs: np.ndarray) -> None:
+    both = inputs[[0, -1]]
+    one = _run(apply, params, both[:1])
+    if not _alike(one, _run(apply, params, both)[:1]):
+        raise ValueError(
+            "apply(params, x) gives an input other logits alone than in a batch of "
+            "two: it looks at the batch, as batch normalization does in training; "
+            "wanted the model as it is used (use_running_average=True, net.eval())."
+        )
+
+
+def _run(apply: Apply, params: Any, x: np.ndarray) -> np.ndarray:
+    # It runs once: optimising it would cost more.
+    fast = {"xla_backend_optimization_level": 0}
     try:
-        one, first = (np.asarray(z, np.float64) for z in both)
+        logits = jax.jit(lambda p, v: apply(p, v), compiler_options=fast)(params, x)
+        return np.asarray(logits, np.float64)
     except Exception as error:
         raise ValueError(
-            f"apply(params, x) fails when it runs, on {describe(x)} or on a batch of "
-            f"one ({one_line(error, named=True)}); wanted logits."
+            f"apply(params, x) fails when it runs on {describe(x)} "
+            f"({one_line(error, named=True)}); wanted logits."
         ) from error
-    if not _alike(one, first):
+
+
+def _check_same(apply: Apply, alone: Apply, params: Any, x: np.ndarray) -> None:
+    if not _alike(_run(apply, params, x), _run(alone, params, x)):
         raise ValueError(
             f"apply(params, x) takes one input ({describe(x)}) and a batch of one, "
             "with different logits; say which is meant: batched=True or False "

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from .certificates import METHODS
-from .radii import NORMS
+from .radii import DEFAULTS, NORMS
 from .report import SECTIONS, AuditConfig
+from .saving import saving_text
 
 _EPILOG = """\
 MODULE:FUNCTION is `apply(params, x) -> logits` of one input or of a batch; MODULE is on
@@ -16,7 +17,10 @@ The parameters come as nested dicts and lists: of an npz file the names are path
 as Dense_0/kernel. Where the model takes another structure (an equinox module, a state
 of nnx), --like names parameters of it, or a function that makes them.
 
-A section that fails is one line that says what to do; the others still run.
+{saving}
+A section that fails is one line that says what to do; the others still run. Compiled
+programs are kept in $XDG_CACHE_HOME/jaxmethods (~/.cache/jaxmethods), unless jax has a
+place for them (JAX_COMPILATION_CACHE_DIR).
 """
 
 
@@ -31,7 +35,7 @@ def add_parser(commands: Any) -> None:
         help="how far any trained classifier can be trusted, with a report",
         description="Accuracy as it is, under attack and certified; with weights of "
         "few bits; suspicious labels; the memory of training on several devices.",
-        epilog=_EPILOG,
+        epilog=_EPILOG.format(saving=saving_text()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
@@ -70,18 +74,21 @@ def _add_sources(add: Callable[..., Any]) -> None:
 
 def _add_settings(add: Callable[..., Any]) -> None:
     standard = AuditConfig()
-    _add(add, "--eps", standard.eps, "E,E", "radii, in units of inputs", type=_floats)
+    shown = (f"{','.join(map(str, e))} for {norm}" for norm, e in DEFAULTS.items())
+    text = f"radii, in units of inputs (default: {'; '.join(shown)})"
+    add("--eps", type=_floats, metavar="E,E", help=text)
     _add(add, "--norm", standard.norm, "|".join(NORMS), "of the radii", choices=NORMS)
     text = "least and greatest value of an entry, as --bounds=-1,1, or none"
     _add(add, "--bounds", standard.bounds, "LOW,HIGH", text, type=_bounds)
-    text = f"what proves: {', '.join(METHODS)}"
-    _add(add, "--method", standard.method, "NAME", text, choices=tuple(METHODS))
+    methods = "auto", *METHODS
+    text = f"what proves radii (of weights always crown_ibp): {', '.join(methods)}"
+    _add(add, "--method", standard.method, "NAME", text, choices=methods)
     _add(add, "--bits", standard.bits, "B,B", "of rounded weights", type=_integers)
     text, choices = "what has a grid of its own: tensor, channel", ("tensor", "channel")
     _add(add, "--per", standard.per, "NAME", text, choices=choices)
     text = "devices that training is planned for"
     _add(add, "--devices", standard.devices, "K", text, type=_count)
-    text = "examples of a training step, over all devices"
+    text = "examples of a training step, over all devices; a multiple of K"
     _add(add, "--batch", standard.batch, "N", text, type=_count)
     text = "inputs that are looked at at once"
     _add(add, "--chunk", standard.chunk, "N", text, type=_count)

@@ -4,13 +4,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .charts import Series, line_chart
+from .making import how_made
 from .page import details, document, facts, figure, paragraph, section, table
 from .sections import (
+    BLIND,
     accuracy_chart,
+    digits,
     held_bytes,
     percent,
     robustness,
     suspicious_labels,
+    without_alike,
 )
 
 
@@ -29,6 +33,12 @@ def audit_page(findings: Mapping[str, Any], pictures: Sequence[tuple[str, str]])
         "in this run."
     )
     parts = [_headline(findings)]
+    if findings["problems"]:
+        rows = list(findings["problems"].items())
+        text = "These sections failed; each line says what to do."
+        parts.append(
+            section("What is missing", paragraph(text), table(("section", "why"), rows))
+        )
     if findings["accuracy"] or findings["certificates"]:
         parts.append(_robustness(findings))
     if findings["quantized"]:
@@ -37,12 +47,7 @@ def audit_page(findings: Mapping[str, Any], pictures: Sequence[tuple[str, str]])
         parts.append(_labels(findings["labels"], pictures))
     if findings["memory"]:
         parts.append(_memory(findings["memory"]))
-    if findings["problems"]:
-        rows = list(findings["problems"].items())
-        text = "These sections failed; each line says what to do."
-        parts.append(
-            section("What is missing", paragraph(text), table(("section", "why"), rows))
-        )
+    parts.append(section("How this was made", table(("", ""), how_made(findings))))
     return document(f"Audit of {model['name']}", subtitle, *parts)
 
 
@@ -58,7 +63,7 @@ def _headline(findings: Mapping[str, Any]) -> str:
         name = f"certified at eps = {proven['eps'][middle]:g}"
         shown[name] = percent(proven["certified"][middle])
     if quantized := findings["quantized"]:
-        name = f"certified at {quantized['bits'][0]} bits"
+        name = f"certified with weights of {quantized['bits'][0]} bits"
         shown[name] = percent(quantized["certified"][0])
     return facts(shown)
 
@@ -91,10 +96,14 @@ def _robustness(findings: Mapping[str, Any]) -> str:
             "attack was found and no proof either."
         )
     norm = {"linf": "each entry moves by at most eps", "l2": "Euclidean length"}
+    blind = ""
+    if accuracy and accuracy["blind"]:
+        blind = f" Of the inputs {percent(accuracy['blind'])} {BLIND}."
     return robustness(
         "What holds within a radius",
         f"Radii in the norm {either['norm']} ({norm[either['norm']]}), entries "
-        f"{limits}{method}.{gap}",
+        f"{limits}{method}. A mark is a radius that was looked at; between two of them "
+        f"a line says what follows from the marks.{gap}{blind}",
         accuracy_chart(eps, clean, shares),
         f"{', and '.join(shown)}.".capitalize(),
         table(head, rows),
@@ -105,7 +114,12 @@ def _quantized(quantized: Mapping[str, Any]) -> str:
     bits, shares = quantized["bits"], ("rounded", "certified")
     chart = line_chart(
         "Accuracy with weights of few bits",
-        {name: Series(bits, quantized[name]) for name in shares},
+        # What is proven of coarse grids holds for finer ones; of what is rounded
+        # nothing follows for other grids.
+        {
+            "rounded": Series(bits, quantized["rounded"], between="nothing"),
+            "certified": Series(bits, quantized["certified"], between="pre"),
+        },
         x_label="bits of a weight",
         y_label="share of the inputs",
     )
@@ -127,30 +141,31 @@ def _quantized(quantized: Mapping[str, Any]) -> str:
 
 
 def _labels(labels: Mapping[str, Any], pictures: Sequence[tuple[str, str]]) -> str:
+    suspects = labels["suspects"]
     rows = [
-        (
-            str(s["index"]),
-            s["label"],
-            s["predicted"],
-            f"{s['self_influence']:.3g}",
-            f"{s['loss']:.3g}",
+        (str(s["index"]), s["label"], s["predicted"], influence, loss)
+        for s, influence, loss in zip(
+            suspects,
+            digits([s["self_influence"] for s in suspects]),
+            digits([s["loss"] for s in suspects]),
+            strict=True,
         )
-        for s in labels["suspects"]
     ]
     count = labels["num_checkpoints"]
     over = "the checkpoint" if count == 1 else f"{count} checkpoints"
-    head = ("input", "label", "read as", "self-influence", "loss")
+    head = ("input", "label", "read as", "self-influence", "loss in nats")
     return suspicious_labels(
         f"The {len(labels['scores'])} examples were ranked by self-influence, the "
         f"squared gradient of their own loss, over {over}. Wrong, rare and ambiguous "
         "ones lead; the first are shown.",
         pictures,
         table(head, rows),
+        title="Labels that look wrong",
     )
 
 
 def _memory(memory: Mapping[str, Any]) -> str:
-    layouts = memory["layouts"]
+    layouts, alike = without_alike(memory["layouts"])
     rows = [
         (
             plan["name"],
@@ -161,16 +176,34 @@ def _memory(memory: Mapping[str, Any]) -> str:
         )
         for plan in layouts
     ]
-    head = ("layout", "parameters", "held in all", "sent a step", "arrays spread")
+    head = ("layout", "parameters", "held in all", "sent a step", "arrays in parts")
     bars = {plan["name"]: plan["memory_bytes"] for plan in layouts}
+    same = (
+        f" No layer is worth splitting on {_listed(alike)}: held and sent is what data "
+        "parallel training holds and sends."
+        if alike
+        else ""
+    )
     return section(
-        "shard: what a device would hold",
+        "Memory and traffic of training on several devices",
         paragraph(
             f"A training step with Adam, {memory['batch']} examples over "
             f"{memory['devices']} devices, planned from the trace of the loss; bytes "
-            "are a device's."
+            "are a device's. Arrays in parts are parameters of which a device holds a "
+            f"part alone.{same}"
         ),
         held_bytes(bars, "Parameters, gradients, optimizer state and activations."),
         table(head, rows),
+        paragraph(
+            "Each layout, parameter by parameter. The last line of a table counts "
+            "bytes that are not in it: the examples of a device, counters of the "
+            "optimizer and what is computed before the first parameter is used. What "
+            "is not trained, such as running statistics, is held whole besides."
+        ),
         *(details(plan["name"], plan["table"]) for plan in layouts),
     )
+
+
+def _listed(names: Sequence[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last

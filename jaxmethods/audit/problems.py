@@ -1,5 +1,7 @@
 """Failures as one line each, so that what does not depend on them goes on."""
 
+from collections.abc import Mapping
+
 
 def one_line(error: BaseException, *, named: bool = False, limit: int = 600) -> str:
     r"""The message of an error without line breaks.
@@ -26,3 +28,17 @@ def one_line(error: BaseException, *, named: bool = False, limit: int = 600) -> 
         half = limit // 2 - 3
         text = f"{text[:half].rstrip()} ... {text[-half:].lstrip()}"
     return f"{name}: {text}" if named else text
+
+
+def problem_lines(problems: Mapping[str, str]) -> list[str]:
+    """What failed and why, a line a reason, with all the sections that have it.
+
+    Example:
+        >>> problem_lines({"accuracy": "no labels", "labels": "no labels"})
+        ['accuracy, labels: no labels']
+    """
+    lines = []
+    for reason in dict.fromkeys(problems.values()):
+        sections = [name for name, why in problems.items() if why == reason]
+        lines.append(f"{', '.join(sections)}: {reason}")
+    return lines

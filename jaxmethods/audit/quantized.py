@@ -12,7 +12,8 @@ from jax.typing import ArrayLike
 from .. import bound
 from ..core import check_choice, check_integer
 from .accuracy import is_right
-from .certificates import METHODS
+from .certificates import AT_ONCE, METHODS
+from .cost import cost
 from .levels import held
 from .model import Apply, check_labels, read_model
 
@@ -107,15 +108,20 @@ def quantized(
             "or more."
         )
     chunk = min(check_integer(chunk, "chunk", 1), len(labels))
+    needs = partial(is_certified_for_weights, model.apply, method=method)
+    work = cost(needs, boxes[0], model.inputs[:1], labels[:1])
     few = _ENTRIES // (sum(sizes) * (model.num_classes - 1))
+    few = max(1, min(few, AT_ONCE // work.largest, chunk))
     right = jax.jit(partial(is_right, model.apply))
-    proves = jax.jit(partial(is_certified_for_weights, model.apply, method=method))
+    proves = jax.jit(needs)
     name = "quantized weights" if progress else None
     data = model.inputs, labels
     levels = [(rounded(model.params, b, per=per), 0.0) for b in bits]
     # The accuracy of rounded weights may rise again with fewer bits.
     ones = [held(right, [level], *data, chunk=chunk) for level in levels]
-    proven = held(proves, boxes, *data, chunk=max(1, min(few, chunk)), label=name)
+    # Those that the weights of the first grid get wrong have no proof there.
+    (start,) = ones[0]
+    proven = held(proves, boxes, *data, chunk=few, start=start, label=name)
     return Quantized(
         bits,
         [float(one.mean()) for one in ones],
@@ -145,9 +151,12 @@ def rounded(params: Any, bits: int, *, per: str = "tensor") -> Any:
         if not _is_box(box):
             return leaf
         axes = tuple(range(leaf.ndim - (per == "channel")))
-        top = jnp.max(jnp.abs(leaf), axes, keepdims=True)
+        # In half precision the number of a step may be out of range.
+        wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+        top = jnp.max(jnp.abs(wide), axes, keepdims=True)
         step = top / float(2 ** (bits - 1) - 1)
-        return jnp.round(leaf / jnp.where(step > 0, step, 1)) * step
+        steps = jnp.round(wide / jnp.where(step > 0, step, 1))
+        return (steps * step).astype(leaf.dtype)
 
     boxes = bound.quantization_box(params, bits, per=per)
     return jax.tree.map(nearest, boxes, params, is_leaf=_is_box)

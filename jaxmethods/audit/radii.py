@@ -9,6 +9,22 @@ from ..core import check_choice, check_positive
 
 NORMS = {"linf": math.inf, "l2": 2}
 EPS = (0.005, 0.01, 0.02, 0.05, 0.1)
+# A change of eps in each of d entries has the length eps * sqrt(d), so that lengths of
+# the size of `EPS` would ask almost nothing.
+DEFAULTS = {"linf": EPS, "l2": (0.1, 0.2, 0.5, 1.0, 2.0)}
+
+
+def default_radii(norm: str) -> tuple[float, ...]:
+    """The radii that are looked at unless others are asked for, for inputs in [0, 1].
+
+    Args:
+        norm: A key of `NORMS`; of others, which `check_radii` refuses, those of "linf".
+
+    Example:
+        >>> default_radii("l2")
+        (0.1, 0.2, 0.5, 1.0, 2.0)
+    """
+    return DEFAULTS.get(norm, EPS)
 
 
 def check_radii(eps: Sequence[float], norm: str) -> list[float]:

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax.typing import ArrayLike
 
@@ -17,14 +16,16 @@ from .accuracy import Accuracy, accuracy
 from .certificates import Certificates, certificates
 from .folder import write_files
 from .labels import Labels, labels
+from .making import made_of
 from .memory import Memory, memory
 from .model import Apply, Model, check_labels, read_model
 from .overview import audit_page
 from .pictures import data_uri, grey
 from .problems import one_line
 from .quantized import BITS, Quantized, quantized
-from .radii import EPS
+from .radii import default_radii
 from .summary import summary
+from .trained import num_trained
 
 SECTIONS = ("accuracy", "certificates", "quantized", "labels", "memory")
 
@@ -34,10 +35,13 @@ class AuditConfig(NamedTuple):
 
     Attributes:
         skip: Sections that are left out, of `SECTIONS`.
-        eps: Radii of attacks and certificates, in units of the inputs.
+        eps: Radii of attacks and certificates, in units of the inputs; None: 0.005 to
+            0.1 where the norm is "linf", 0.1 to 2 where it is "l2", for inputs in
+            [0, 1].
         norm: Their norm, "linf" or "l2".
         bounds: The least and the greatest value of an entry; None for no limits.
-        method: What proves: "ibp", "crown_ibp", "crown" or "alpha_crown".
+        method: What proves radii: "ibp", "crown_ibp", "crown", "alpha_crown", or "auto"
+            for "crown" where it is affordable, else "crown_ibp".
         bits: Of quantized weights.
         per: What has a grid of its own: "tensor" or "channel".
         devices: For how many devices training is planned.
@@ -51,10 +55,10 @@ class AuditConfig(NamedTuple):
     """
 
     skip: Sequence[str] = ()
-    eps: Sequence[float] = EPS
+    eps: Sequence[float] | None = None
     norm: str = "linf"
     bounds: tuple[float, float] | None = (0.0, 1.0)
-    method: str = "crown"
+    method: str = "auto"
     bits: Sequence[int] = BITS
     per: str = "tensor"
     devices: int = 8
@@ -72,7 +76,7 @@ class Report(NamedTuple):
         name: Of the model.
         inputs: (n, ...), the shape of the inputs.
         num_classes: Of the model.
-        num_parameters: Numbers in all parameters.
+        num_parameters: Numbers that are trained, without running statistics and keys.
         accuracy: As they are and under attack.
         certificates: Proven within each radius.
         quantized: Proven for weights of few bits.
@@ -82,7 +86,10 @@ class Report(NamedTuple):
         seconds: Section -> how long it took.
         pictures: (source, caption) of the suspicious examples that are images.
         asked: The settings, by the names of `AuditConfig`; of the command also where
-            model and data came from.
+            model and data came from, "inputs" and "labels" the names of arrays in the
+            file "data".
+        made: Versions, steps of attacks, how many checkpoints, which arrays are not
+            trained.
     """
 
     name: str
@@ -98,6 +105,7 @@ class Report(NamedTuple):
     seconds: dict[str, float]
     pictures: list[tuple[str, str]]
     asked: dict[str, Any]
+    made: dict[str, Any]
 
     def __str__(self) -> str:
         return summary(self.findings())
@@ -108,10 +116,13 @@ class Report(NamedTuple):
             "model": {
                 "name": self.name,
                 "inputs": list(self.inputs),
+                "num_inputs": self.inputs[0],
+                "input_shape": list(self.inputs[1:]),
                 "num_classes": self.num_classes,
                 "num_parameters": self.num_parameters,
             },
             "asked": self.asked,
+            "made": self.made,
             "problems": self.problems,
             "seconds": self.seconds,
         }
@@ -191,6 +202,8 @@ def audit(
         )
     for section in config.skip:
         check_choice(section, SECTIONS, "a section to skip")
+    if config.eps is None:
+        config = config._replace(eps=default_radii(config.norm))
     model = read_model(apply, params, inputs, batched=config.batched)
     wrong = _problem(
         partial(check_labels, labels, len(model.inputs), model.num_classes)
@@ -214,12 +227,13 @@ def audit(
         name,
         model.inputs.shape,
         model.num_classes,
-        sum(leaf.size for leaf in jax.tree.leaves(model.params)),
+        num_trained(model.params),
         **{section: found.get(section) for section in SECTIONS},
         problems=problems,
         seconds=seconds,
         pictures=_pictures(found.get("labels"), model.inputs, config.bounds),
         asked=_plain(config),
+        made=made_of(model, 1 if checkpoints is None else len(checkpoints)),
     )
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .sections import percent
+from .problems import problem_lines
+from .sections import BLIND, percent, without_alike
 
 
 def summary(findings: Mapping[str, Any]) -> str:
@@ -29,11 +30,16 @@ def summary(findings: Mapping[str, Any]) -> str:
         )
         parts.append(f"suspicious labels: {shown}")
     if memory := findings["memory"]:
-        lines = [f"bytes a device, {memory['devices']} devices:"]
+        lines = [f"bytes a device holds in training, {memory['devices']} devices:"]
+        rows, alike = without_alike(memory["layouts"])
         lines += [
-            f"  {plan['name']:<20} {plan['memory_bytes']:>14,.0f}"
-            for plan in memory["layouts"]
+            f"  {plan['name']:<20} {plan['memory_bytes']:>14,.0f}" for plan in rows
         ]
+        if alike:
+            lines.append(f"  as data parallel: {', '.join(alike)}")
+        parts.append("\n".join(lines))
+    if findings["problems"]:
+        lines = [f"failed: {line}" for line in problem_lines(findings["problems"])]
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
@@ -44,6 +50,8 @@ def _radii(
     columns: dict[str, Sequence[float]] = {}
     if accuracy:
         yield f"clean accuracy: {percent(accuracy['clean'])}"
+        if accuracy["blind"]:
+            yield f"{percent(accuracy['blind'])} {BLIND}"
         columns |= {"PGD": accuracy["pgd"], "APGD": accuracy["apgd"]}
     if proven:
         columns["certified"] = proven["certified"]

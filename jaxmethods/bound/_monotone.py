@@ -146,8 +146,10 @@ def with_vertex(node: Node, x: Bounds, *constants: Any) -> Bounds:
 
 def turning_at(point: float, node: Node, x: Bounds, *constants: Any) -> Bounds:
     """A function of one variable that may turn at a point, monotone on each side."""
-    turn = jnp.clip(point, x.lower, x.upper).astype(x.lower.dtype)
+    # At a constant, where compilers need no loop to evaluate it.
+    turn = jnp.full_like(x.lower, point)
     a, b, c = (node.evaluate(v, *constants)[0] for v in (x.lower, x.upper, turn))
+    c = jnp.where((x.lower <= turn) & (turn <= x.upper), c, a)
     least = jnp.minimum(jnp.minimum(a, b), c)
     return Bounds(least, jnp.maximum(jnp.maximum(a, b), c))
 

@@ -125,16 +125,20 @@ class Family(NamedTuple):
         start: The choices that are good without knowing what follows; a pytree.
         member: `member(choices) -> Lines or Planes`, sound for any choices.
         others: Further choices, which may be better or worse than `start`.
+        usual: The member of `start` where it is known without the others: programs
+            that need no other do not compute them.
     """
 
     start: Any
     member: Callable[[Any], Any]
     others: Sequence[Any] = ()
+    usual: Any = None
 
     def map(self, change: Callable[[Any], Any]) -> "Family":
         """The family whose members are changed."""
         member = lambda choices: change(self.member(choices))  # noqa: E731
-        return Family(self.start, member, self.others)
+        usual = None if self.usual is None else change(self.usual)
+        return Family(self.start, member, self.others, usual)
 
     def extremes(self) -> list[Any]:
         """The members at the ends of the choices; all others lie between them."""
@@ -143,7 +147,7 @@ class Family(NamedTuple):
 
     def first(self) -> Any:
         """The member that is good without knowing what follows."""
-        return self.member(self.start)
+        return self.member(self.start) if self.usual is None else self.usual
 
 
 def between(members: Sequence[Lines]) -> Family:
@@ -180,7 +184,7 @@ def between(members: Sequence[Lines]) -> Family:
             *(mix(above, *values) for values in triples[2:]),
         )
 
-    return Family((half, half), member)
+    return Family((half, half), member, usual=center)
 
 
 def either(test: Any, first: Family, second: Family) -> Family:

@@ -29,6 +29,7 @@ from ..core import (
     without_repeats,
 )
 from ._fuse import COMPARISONS, fuse, is_step
+from ._gelu import slope_of_gelu
 from ._interval import has_interval, range_of
 from ._masks import finite_masks
 from ._merge import merge_specifications
@@ -73,8 +74,10 @@ def _with_derivative(node: Node) -> Node:
     ]
     if any(step.name == "sign" for step in graph.nodes):
         thresholds.append(0.0)
-    extensions = partial(range_of, graph), partial(range_of, found) if known else None
-    function = Univariate(*extensions, thresholds)
+    slopes = partial(range_of, found) if known else None
+    if len(graph.nodes) == 1:
+        slopes = slope_of_gelu(graph.nodes[0].name) or slopes
+    function = Univariate(partial(range_of, graph), slopes, thresholds)
     return dataclasses.replace(node, params={"function": function})
 
 

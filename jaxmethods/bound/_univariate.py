@@ -12,7 +12,7 @@ height of the jump there is bounded, and added to the wedges.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -191,12 +191,17 @@ def hull_slope(w: Wedges, place: int) -> Any:
     tangent = (to_left[-1] + to_right[0]) / 2
     tangent = jnp.clip(tangent, steepest, jnp.maximum(steepest, flattest))
 
-    from_left, from_right = [v[:, None] for v in left], [v[None] for v in right]
-    secants = _secant(*from_left, *from_right)
-    heights = from_left[1] + secants * (here[0][None] - from_left[0])
-    pairs = jax.lax.stop_gradient(heights).reshape(-1, *f.shape[1:])
-    best = jnp.argmin(pairs, axis=0, keepdims=True)
-    chord = jnp.take_along_axis(secants.reshape(pairs.shape), best, axis=0)[0]
+    # Of all secants across the point from one on its left the flattest is lowest there.
+    secants = [_secant(*left, x[None], y[None]) for x, y in zip(*right, strict=True)]
+    flat = reduce(jnp.minimum, secants)
+    heights = jax.lax.stop_gradient(left[1] + flat * (here[0] - left[0]))
+    chord, lowest = flat[0], heights[0]
+    for secant, height in zip(flat[1:], heights[1:], strict=True):
+        lower = height < lowest
+        chord, lowest = (
+            jnp.where(lower, secant, chord),
+            jnp.where(lower, height, lowest),
+        )
     slope = jnp.where(steepest <= flattest, tangent, chord)
     scale = jnp.maximum(jnp.abs(t[0]), jnp.abs(t[-1]))
     wide = t[-1] - t[0] > jnp.sqrt(jnp.finfo(t.dtype).eps) * scale

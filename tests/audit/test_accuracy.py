@@ -1,14 +1,18 @@
 """Clean and attacked accuracy are those of the attacks, called by hand."""
 
+from importlib import import_module
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxmethods import audit, robust
+from jaxmethods.influence.faster import faster
 
 from . import nets
 
+MODULE = import_module("jaxmethods.audit.accuracy")
 PARAMS = nets.make_params()
 INPUTS, LABELS = nets.make_data(nets.apply, PARAMS)
 EPS = [0.02, 0.1, 0.3]
@@ -67,6 +71,27 @@ def test_shares_are_what_the_attacks_leave(norm, bounds):
     assert got.clean == 10 / 12 and got.apgd[0] > got.apgd[2]
 
 
+def test_slopes_that_are_nan_are_none_and_do_not_stop_the_others():
+    def apply(params, x):  # the slope of the norm is NaN where its row is 0
+        lead = params * (x[0, 0] - 0.5) + 0.1 * jnp.linalg.norm(x[1])
+        return jnp.stack([lead, -lead])
+
+    inputs = np.zeros((4, 2, 2), np.float32)
+    inputs[:, 0, 0] = [0.55, 0.45, 0.9, 0.1]
+    labels = np.array([0, 1, 0, 1])
+    data, how = (jnp.ones(()), inputs, labels), {"eps": [0.01, 0.1]}
+    got = audit.accuracy(apply, *data, **how)
+    assert got.clean == 1 and got.pgd == got.apgd == [1, 0.5] and got.blind == 0
+
+    def unseen(params, x):  # NaN everywhere: 0 times an infinite slope
+        lead = x.sum() * 0 + jnp.sign(x[0, 0] - 0.5)
+        root = jnp.sqrt(0 * x).sum()
+        return jnp.stack([lead, -lead]) + 0 * root
+
+    with pytest.raises(ValueError, match="0 or NaN at each of the 4 inputs"):
+        audit.accuracy(unseen, *data, **how)
+
+
 def test_two_classes_have_no_ratio_of_logits_and_are_attacked_all_the_same():
     params = nets.make_params(classes=2)
     inputs, labels = nets.make_data(nets.apply, params)
@@ -100,12 +125,67 @@ def test_a_model_without_gradients_gets_no_number():
 
     labels = np.array([int(apply(PARAMS, x).argmax()) for x in INPUTS])
     with pytest.raises(
-        ValueError, match=r"are 0 at each of the 12 inputs .*; wanted a"
+        ValueError, match=r"are 0 or NaN at each of the 12 inputs .*; wanted a"
     ):
         audit.accuracy(apply, PARAMS, INPUTS, labels, eps=[0.3])
     # Nothing is turned within so little, and the gradient is there.
     got = audit.accuracy(nets.apply, PARAMS, INPUTS, LABELS, eps=[1e-6])
     assert got.pgd == got.apgd == [got.clean]
+
+
+def test_inputs_that_attacks_see_nothing_of_are_counted():
+    def apply(params, x):
+        return nets.apply(params, jnp.where(x[0] > 0.5, jnp.round(8 * x) / 8, x))
+
+    labels = np.array([int(apply(PARAMS, x).argmax()) for x in INPUTS])
+    dark = INPUTS[:, 0] > 0.5
+    labels[np.argmax(dark)] += 1  # wrong, and so nothing that is claimed
+    labels %= 3
+    got = audit.accuracy(apply, PARAMS, INPUTS, labels, eps=[1e-3])
+    assert got.blind == (dark.sum() - 1) / 12 > 0
+    assert audit.accuracy(nets.apply, PARAMS, INPUTS, LABELS, eps=[0.02]).blind == 0
+
+
+def pooled(params, x):
+    x = jax.lax.conv_general_dilated(
+        x[None],
+        params["conv"],
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    x = jax.lax.reduce_window(
+        jax.nn.gelu(x), -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"
+    )
+    return x.reshape(-1) @ params["dense"]
+
+
+def test_a_convolutional_model_is_attacked_as_it_is_by_a_faster_program(monkeypatch):
+    random = np.random.default_rng(5)
+    params = {
+        "conv": random.standard_normal((3, 3, 1, 4)).astype("f"),
+        "dense": random.standard_normal((16, 3)).astype("f"),
+    }
+    inputs, labels = nets.make_data(pooled, params, (4, 4, 1))
+
+    def slope(apply, x):
+        return jax.jacobian(lambda x: apply(params, x))(x)
+
+    fast = faster(pooled)
+    program = str(jax.make_jaxpr(lambda x: slope(fast, x))(inputs[0]))
+    assert "select_and_scatter" not in program
+    for x in inputs[:3]:
+        np.testing.assert_allclose(fast(params, x), pooled(params, x), rtol=1e-5)
+        np.testing.assert_allclose(
+            slope(fast, x), slope(pooled, x), rtol=1e-5, atol=1e-5
+        )
+    data = pooled, params, inputs, labels
+    plain = audit.accuracy(*data, eps=[0.05, 0.2])
+    asked = []
+    monkeypatch.setattr(MODULE, "_SMALL", 0)
+    monkeypatch.setattr(MODULE, "faster", lambda fn: asked.append(fn) or faster(fn))
+    assert audit.accuracy(*data, eps=[0.05, 0.2]) == plain and len(asked) == 1
+    assert plain.apgd[1] < plain.apgd[0] <= plain.clean
 
 
 def test_a_logit_that_is_nan_is_never_right():

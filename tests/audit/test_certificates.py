@@ -1,14 +1,22 @@
 """Certified shares are those of `bound`, called by hand, and they are sound."""
 
+from importlib import import_module
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxmethods import audit, bound
-from jaxmethods.audit.quantized import rounded
+from jaxmethods.audit.certificates import AT_ONCE, chosen, is_certified
+from jaxmethods.audit.cost import Cost
+from jaxmethods.audit.levels import held
+from jaxmethods.audit.quantized import is_certified_for_weights, rounded
 
 from . import nets
 
+MODULE = import_module("jaxmethods.audit.certificates")
+QUANTIZED = import_module("jaxmethods.audit.quantized")
 PARAMS = nets.make_params()
 INPUTS, LABELS = nets.make_data(nets.apply, PARAMS)
 EPS = [0.01, 0.05, 0.2]
@@ -47,6 +55,76 @@ def test_shares_are_what_bound_proves(method, norm, bounds):
         proven &= np.asarray(lower(INPUTS, LABELS, radii) > 0).all(-1)
         assert got.certified[number] == proven.mean()
     assert got.certified[0] > got.certified[-1] and got.method == method
+
+
+@pytest.mark.parametrize("few, method", [(10**9, "crown"), (10, "crown_ibp")])
+def test_crown_is_taken_where_its_operations_are_few(monkeypatch, few, method):
+    monkeypatch.setattr(MODULE, "_FEW", few)
+    data = nets.apply, PARAMS, INPUTS, LABELS
+    got = audit.certificates(*data, eps=EPS)
+    assert got == audit.certificates(*data, eps=EPS, method=method)
+    assert got.method == method
+
+
+def test_twice_the_inputs_cost_twice_as_much(monkeypatch):
+    seen = []
+
+    def needs(method):
+        seen.append(method)
+        return Cost(entries={"crown": 100, "crown_ibp": 10}[method], largest=1)
+
+    monkeypatch.setattr(MODULE, "_FEW", 1000)
+    assert chosen("auto", needs, 10)[0] == "crown"
+    assert chosen("auto", needs, 11) == ("crown_ibp", Cost(10, 1))
+    assert chosen("crown", needs, 11) == ("crown", Cost(100, 1))
+
+
+@pytest.mark.parametrize("method", ["crown", "crown_ibp", "ibp"])
+def test_where_arrays_are_large_fewer_inputs_and_rows_are_taken(monkeypatch, method):
+    data = nets.apply, PARAMS, INPUTS, LABELS
+    whole = audit.certificates(*data, eps=EPS, method=method)
+    calls = []
+
+    def watched(*args, **options):
+        calls.append(options["num_rows"])
+        assert args[2].shape == (1, 5)
+        return is_certified(*args, **options)
+
+    monkeypatch.setattr(MODULE, "AT_ONCE", 40)
+    monkeypatch.setattr(MODULE, "is_certified", watched)
+    monkeypatch.setattr(MODULE, "cost", lambda *_: Cost(70, 70))
+    assert audit.certificates(*data, eps=EPS, method=method) == whole
+    assert calls == [None if method == "ibp" else 10]
+
+
+def test_where_arrays_are_large_fewer_inputs_have_their_weights_bounded(monkeypatch):
+    data = nets.apply, PARAMS, INPUTS, LABELS
+    whole = audit.quantized(*data, bits=[8, 4])
+    sizes = []
+
+    def watched(*args, **options):
+        sizes.append(len(args[2]))
+        return is_certified_for_weights(*args, **options)
+
+    monkeypatch.setattr(QUANTIZED, "cost", lambda *_: Cost(70, AT_ONCE // 3))
+    monkeypatch.setattr(QUANTIZED, "is_certified_for_weights", watched)
+    assert audit.quantized(*data, bits=[8, 4]) == whole
+    assert sizes == [3]
+
+
+def test_what_rounded_weights_get_wrong_is_not_bounded(monkeypatch):
+    asked = []
+
+    def watched(holds, levels, *data, **options):
+        asked.append(options.get("start"))
+        return held(holds, levels, *data, **options)
+
+    monkeypatch.setattr(QUANTIZED, "held", watched)
+    audit.quantized(nets.apply, PARAMS, INPUTS, LABELS, bits=[8, 4])
+    nearest = to_nearest(8, "tensor")
+    right = nets.right(nets.apply, nearest, INPUTS, LABELS)
+    assert asked[:2] == [None, None] and (asked[2] == right).all()
+    assert not right[list(nets.WRONG)].any()
 
 
 def test_what_is_certified_no_point_of_the_ball_turns():
@@ -106,6 +184,12 @@ def to_nearest(bits, per):
     return found
 
 
+def test_grids_finer_than_half_precision_leave_weights_alone():
+    weight = jnp.array([[0.3, -0.7], [1.5, 0.01]], jnp.float16)
+    for bits in (20, 24):
+        assert np.array_equal(rounded(weight, bits), weight)
+
+
 @pytest.mark.parametrize("per", ["tensor", "channel"])
 @pytest.mark.parametrize("bits", [2, 5, 8, 24, 64])
 def test_rounded_weights_lie_in_the_box(bits, per):
@@ -122,7 +206,9 @@ def test_rounded_weights_lie_in_the_box(bits, per):
 
 def test_what_does_not_fit_is_told_with_what_to_do():
     data = nets.apply, PARAMS, INPUTS, LABELS
-    with pytest.raises(ValueError, match=r"method is 'lp'; wanted one of \['ibp'"):
+    with pytest.raises(
+        ValueError, match=r"method is 'lp'; wanted one of \['auto', 'ibp'"
+    ):
         audit.certificates(*data, method="lp")
     with pytest.raises(ValueError, match=r"bits is 1; wanted 2..64"):
         audit.quantized(*data, bits=[8, 1])

@@ -2,12 +2,14 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jaxmethods import audit
 from jaxmethods.audit.report import AuditConfig
+from jaxmethods.audit.saving import APPLY, BEFORE, LIKE, LINES
 from jaxmethods.tour.command import main
 
 from . import nets
@@ -19,6 +21,11 @@ def apply(params, x):
     return hidden @ params["w1"]
 def apply_with_key(params, x, key):
     return apply(params, x)
+class Net:
+    def init(self, key): ...
+    def apply(self, params, x): return apply(params, x)
+    def __call__(self, x): ...
+net = Net()
 def unbounded(params, x):
     square = params["w0"] * x[:, None]
     return jnp.linalg.svd(square @ square.T, compute_uv=False)[:3]
@@ -83,8 +90,8 @@ def test_options_reach_their_sections(folder):
 
 def test_a_section_that_fails_is_a_line_and_the_others_are_written(folder, capsys):
     assert run(*QUICK, fn="audited.py:unbounded") == 1
-    err = capsys.readouterr().err
-    lines = [line for line in err.splitlines() if line.startswith("jaxmethods audit: ")]
+    out = capsys.readouterr().out
+    lines = [line for line in out.splitlines() if line.startswith("failed: ")]
     assert [line.split(": ")[1] for line in lines] == ["certificates", "quantized"]
     assert all("svd" in line and "register_rule" in line for line in lines)
     found = json.loads((folder / "out" / "findings.json").read_text())
@@ -94,10 +101,10 @@ def test_a_section_that_fails_is_a_line_and_the_others_are_written(folder, capsy
 
 def test_labels_that_do_not_fit_are_one_line_for_all_their_sections(folder, capsys):
     assert run("--labels", "short") == 1
-    (line,) = (x for x in capsys.readouterr().err.splitlines() if "wanted" in x)
-    assert line.startswith(
-        "jaxmethods audit: accuracy, certificates, quantized, labels"
-    )
+    told = capsys.readouterr()
+    (line,) = (x for x in told.out.splitlines() if "wanted" in x)
+    assert line.startswith("failed: accuracy, certificates, quantized, labels: ")
+    assert "wanted" not in told.err
     assert json.loads((folder / "out" / "findings.json").read_text())["memory"]
 
 
@@ -106,6 +113,11 @@ def test_labels_that_do_not_fit_are_one_line_for_all_their_sections(folder, caps
     [
         ({"fn": "absent:apply"}, "cannot be imported"),
         ({"fn": "audited:aply"}, "has no 'aply'; wanted one of its names: "),
+        (
+            {"fn": "audited:net"},
+            "audited:net is a Net with init and apply; wanted a function (params, x): "
+            "give audited:net.apply.",
+        ),
         ({"fn": "audited:apply_with_key"}, "wrap it: def apply(params, x)"),
         (
             {"checkpoint": "absent"},
@@ -173,6 +185,14 @@ def test_an_interruption_is_no_traceback(folder, capsys, monkeypatch):
     assert not (folder / "out").exists()
 
 
+def test_a_report_that_cannot_be_written_is_told_all_the_same(folder, capsys):
+    (folder / "out" / "index.html").mkdir(parents=True)
+    assert run(*QUICK, "--skip", "certificates,quantized,labels,memory") == 1
+    told = capsys.readouterr()
+    assert "clean accuracy: " in told.out and "report: " not in told.out
+    assert "index.html" in told.err.splitlines()[-1]
+
+
 @pytest.mark.parametrize("part", ["audit", "load_data"])
 def test_whatever_fails_is_one_line_with_its_name(folder, capsys, monkeypatch, part):
     def fails(*args, **how):
@@ -189,3 +209,24 @@ def test_the_help_names_every_option_with_its_default(capsys):
     told = " ".join(capsys.readouterr().out.split())
     for text in ("(default: 8,7,6,5,4,3,2)", "--like", "MODULE:FUNCTION", "--skip"):
         assert text in told
+    # Radii by norm, what --method is of, how to save, where programs are kept.
+    assert "0.005,0.01,0.02,0.05,0.1 for linf; 0.1,0.2,0.5,1.0,2.0 for l2" in told
+    assert "of weights always crown_ibp" in told and "$XDG_CACHE_HOME/jax" in told
+    for line in (*BEFORE.values(), *LINES.values(), *APPLY.values(), *LIKE.values()):
+        assert " ".join(line.split()) in told
+
+
+def test_the_readme_says_how_to_save():
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    for line in (*BEFORE.values(), *LINES.values(), *APPLY.values(), *LIKE.values()):
+        assert line in readme
+
+
+def test_the_radii_of_the_command_are_those_of_the_norm(folder):
+    skip = "accuracy,quantized,labels,memory"
+    assert run("--norm", "l2", "--skip", skip) == 0
+    found = json.loads((folder / "out" / "findings.json").read_text())
+    assert found["certificates"]["eps"] == [0.1, 0.2, 0.5, 1.0, 2.0]
+    page = (folder / "out" / "index.html").read_text()
+    assert "<td>parameters</td><td>net.npz</td>" in page
+    assert "<td>data</td><td>data.npz, inputs" in page

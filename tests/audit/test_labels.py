@@ -5,9 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.sharding import Mesh
 
 from jaxmethods import audit, influence, shard
+from jaxmethods.audit.trained import (
+    is_trained,
+    num_trained,
+    split_trained,
+    untrained_names,
+)
 
 from . import nets
 
@@ -52,6 +59,100 @@ def test_running_statistics_of_flax_do_not_count():
     got = audit.labels(apply, variables, INPUTS, LABELS)
     plain = audit.labels(nets.apply, PARAMS, INPUTS, LABELS)
     np.testing.assert_allclose(got.scores, plain.scores, rtol=1e-5)
+
+
+class Norm(nnx.Module):
+    """With running statistics that are no fixed point, and keys of dropout."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.first = nnx.Linear(5, 8, rngs=rngs)
+        self.norm = nnx.BatchNorm(8, use_running_average=True, rngs=rngs)
+        self.norm.mean[...] = jnp.linspace(-0.3, 0.4, 8)
+        self.drop = nnx.Dropout(0.5, deterministic=True, rngs=rngs)
+        self.last = nnx.Linear(8, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(self.drop(nnx.relu(self.norm(self.first(x)))))
+
+
+@pytest.fixture(scope="module")
+def norm():
+    """apply and the scores and sizes of `nnx.Param` alone."""
+    graph, params, rest = nnx.split(Norm(), nnx.Param, ...)
+
+    def loss(params, example):
+        return nets.loss(params, example, lambda p, x: nnx.merge(graph, p, rest)(x))
+
+    gradients = jax.vmap(jax.grad(loss), (None, 0))(params, (INPUTS, LABELS))
+    squares = [(g**2).reshape(len(g), -1).sum(1) for g in jax.tree.leaves(gradients)]
+    whole, _ = nnx.split(Norm())
+
+    def apply(params, x):
+        return nnx.merge(whole, params)(x)
+
+    sizes = [leaf.size for leaf in jax.tree.leaves(params)]
+    return apply, np.asarray(sum(squares)), sum(sizes)
+
+
+@pytest.mark.parametrize("kind", ["state", "pure", "saved"])
+def test_only_parameters_of_nnx_count(norm, kind):
+    apply, scores, size = norm
+    _, state = nnx.split(Norm())  # with a key that was not used
+    given = state if kind == "state" else nnx.to_pure_dict(state)
+    if kind == "saved":  # as a npz has the names of a state
+
+        def named(tree):
+            if isinstance(tree, dict):
+                return {name: named(part) for name, part in tree.items()}
+            return {"value": tree}
+
+        structure = jax.tree.structure(given)
+        given = named(given)
+
+        def apply(params, x):
+            return norm[0](structure.unflatten(jax.tree.leaves(params)), x)
+
+    got = audit.labels(apply, given, INPUTS, LABELS)
+    np.testing.assert_allclose(got.scores, scores, rtol=1e-5)
+    assert num_trained(given) == size == 5 * 8 + 8 + 2 * 8 + 8 * 3 + 3
+    names = ["drop/rngs/count", "drop/rngs/key", "norm/mean", "norm/var"]
+    assert untrained_names(given) == names
+
+
+def test_memory_has_no_adam_for_running_statistics(norm):
+    apply, _, numbers = norm
+    got = audit.memory(apply, nnx.split(Norm())[1], INPUTS, devices=2, batch=4).layouts[
+        0
+    ]
+    assert got.parameter_bytes == 4 * numbers and "norm/mean" not in got.table
+    graph, alone, rest = nnx.split(Norm(), nnx.Param, ...)
+    without = audit.memory(
+        lambda p, x: nnx.merge(graph, p, rest)(x), alone, INPUTS, devices=2, batch=4
+    ).layouts[0]
+    # A mean and a variance, a key of two words and a count.
+    assert got.memory_bytes == without.memory_bytes + 4 * (8 + 8 + 2 + 1)
+    assert got.wire_bytes == without.wire_bytes
+
+
+def test_what_is_trained_of_other_trees():
+    ones = jnp.ones(3)
+    # A mean and a variance that no scale goes with may well be trained.
+    assert is_trained({"mean": ones, "var": ones}) == [True, True]
+    assert is_trained({"mean": ones, "scale": ones, "w": ones}) == [True] * 3
+    assert is_trained({"bias": ones, "mean": jnp.ones(2), "var": ones}) == [True] * 3
+    assert is_trained([ones, jnp.arange(2), jax.random.key(0)]) == [True, False, False]
+    # Where the kind of a variable is known its name does not matter.
+    state = nnx.State({"offset": nnx.BatchStat(ones), "w": nnx.Param(ones)})
+    assert is_trained(state) == [False, True]
+    named = {name: nnx.Param(ones) for name in ("mean", "scale", "var")}
+    assert is_trained(nnx.State(named)) == [True] * 3
+    assert is_trained({"params": {"w": ones}, "other": ones}) == [False, True]
+    assert is_trained({"b": jnp.arange(2), "w": jnp.arange(3)}) == [False, False]
+    tree = {"count": jnp.arange(2), "w": ones}
+    part, whole = split_trained(tree)
+    assert part["count"] is None and len(jax.tree.leaves(part)) == 1
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, whole(part), tree))
 
 
 @pytest.mark.parametrize(
@@ -120,5 +221,5 @@ def test_one_device_has_one_layout_and_a_batch_must_divide():
     # No axis of 5, 7 or 3 is a multiple of 2, so nothing can be fully sharded.
     names = ["data parallel", "1 data x 2 model"]
     assert [p.name for p in audit.memory(*data, devices=2).layouts] == names
-    with pytest.raises(ValueError, match="batch"):
+    with pytest.raises(ValueError, match=r"12 for 8 devices; .*batch=16 \(--batch 16"):
         audit.memory(*data, devices=8, batch=12)

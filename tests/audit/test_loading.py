@@ -1,9 +1,14 @@
 """Functions, checkpoints and data by name, and a sentence for what cannot be read."""
 
 import gc
+import pickle
 import sys
+import zipfile
+from pathlib import Path
 
 import equinox as eqx
+import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +17,7 @@ import pytest
 from flax import nnx
 
 from jaxmethods.audit.loading import load_checkpoints, load_data, load_function
+from jaxmethods.audit.saving import APPLY, BEFORE, LIKE, LINES
 
 TREE = {"params": {"a": [np.ones(2, "f"), np.zeros((2, 3), "f")], "b": np.float32(4)}}
 MODULE = """
@@ -173,6 +179,85 @@ def test_equinox_models_come_back_from_leaves(module, monkeypatch):
     np.testing.assert_array_equal(eqx.combine(got, static)(x), net(x))
 
 
+class Whole(nnx.Module):
+    """With all that is hard to save: statistics, keys, layers in a list."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.layers = nnx.List([nnx.Linear(2, 3, rngs=rngs)])
+        self.norm = nnx.BatchNorm(3, use_running_average=True, rngs=rngs)
+        self.drop = nnx.Dropout(0.5, deterministic=True, rngs=rngs)
+
+    def __call__(self, x):
+        return self.drop(self.norm(self.layers[0](x)))
+
+
+class Linen(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.BatchNorm(use_running_average=True)(nn.Dense(3)(x))
+
+
+def networks():
+    linen, x = Linen(), jnp.ones(2)
+    variables = linen.init(jax.random.key(0), x)
+    mlp = eqx.nn.MLP(2, 3, 4, 1, key=jax.random.key(0))
+    return {
+        "flax linen": (
+            {"net": linen, "variables": variables},
+            linen.apply(variables, x),
+        ),
+        "flax nnx": ({"net": (net := Whole())}, net(x)),
+        "equinox": ({"net": mlp}, mlp(x)),
+        "orbax": ({"params": variables}, linen.apply(variables, x)),
+    }
+
+
+@pytest.mark.parametrize("library", LINES)
+def test_what_is_saved_as_the_help_says_is_read(module, monkeypatch, library):
+    given, wanted = networks()[library]
+    scope = {"np": np, "jax": jax, "nnx": nnx, "eqx": eqx, "ocp": ocp, "Path": Path}
+    scope |= given
+    for line in (BEFORE[library], LINES[library], APPLY.get(library)):
+        exec(line or "apply = None", scope)
+    like = None
+    if library in LIKE:
+        assert LIKE[library] == "--like model.py:params"
+        empty = jax.tree.map(jnp.zeros_like, scope["params"])
+        monkeypatch.setattr(load_module("audited_net"), "like", empty)
+        like = "audited_net:like"
+    file = "weights" if library == "orbax" else "weights.npz"
+    (got,) = load_checkpoints(module / file, like=like)
+    apply = scope["apply"] or Linen().apply
+    np.testing.assert_array_equal(apply(got, jnp.ones(2)), wanted)
+
+
+def test_other_formats_are_told_how_to_be_saved(tmp_path):
+    tree = {"a": np.ones(2, "f"), "b": np.ones(3, "f")}
+    eqx.tree_serialise_leaves(
+        tmp_path / "m.eqx", eqx.nn.Linear(2, 3, key=jax.random.key(0))
+    )
+    eqx.tree_serialise_leaves(tmp_path / "one.eqx", np.ones(2))
+    (tmp_path / "m.model").write_bytes((tmp_path / "m.eqx").read_bytes())
+    (tmp_path / "m.pkl").write_bytes(pickle.dumps(tree))
+    (tmp_path / "m.bin").write_bytes(pickle.dumps(tree))
+    (tmp_path / "m.msgpack").write_bytes(flax.serialization.to_bytes(tree))
+    (tmp_path / "packed").write_bytes(flax.serialization.to_bytes(tree))
+    with zipfile.ZipFile(tmp_path / "m.pt", "w") as file:
+        file.writestr("archive/data.pkl", b"")
+    equinox = r"equinox.tree_serialise_leaves.*eqx.partition\(.*np.savez\(.*--like"
+    hints = dict.fromkeys(["m.eqx", "one.eqx", "m.model"], equinox)
+    hints |= dict.fromkeys(["m.pkl", "m.bin"], "it is a pickle.*where you trust it")
+    hints |= dict.fromkeys(["m.msgpack", "packed"], "msgpack_restore.*flatten_dict")
+    hints["m.pt"] = "holds archive/data.pkl, which is no array.*PyTorch"
+    for name, hint in hints.items():
+        with pytest.raises(ValueError, match=hint) as told:
+            load_checkpoints(tmp_path / name)
+        text = str(told.value)
+        assert "allow_pickle" not in text and "unsafe" not in text
+        assert "cannot be read as an npz file" in text and "wanted what numpy" in text
+
+
 @pytest.mark.parametrize(
     "how, hint",
     [
@@ -265,5 +350,6 @@ def test_data_are_arrays_by_name(tmp_path):
     with pytest.raises(ValueError, match=r"a single array.*; wanted what numpy.savez"):
         load_data(tmp_path / "one.npy")
     np.savez(tmp_path / "objects.npz", inputs=np.array([{}], object))
-    with pytest.raises(ValueError, match=r"cannot be read as an npz file .*of numbers"):
+    with pytest.raises(ValueError, match=r"holds Python objects.*of numbers") as told:
         load_data(tmp_path / "objects.npz")
+    assert "allow_pickle" not in str(told.value)

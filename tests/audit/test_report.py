@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxmethods
 from jaxmethods import audit
+from jaxmethods.audit.radii import EPS
 from jaxmethods.audit.report import SECTIONS
 
 from . import nets
@@ -54,12 +56,68 @@ def test_the_page_holds_every_section_and_needs_nothing_from_outside(report, tmp
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
     assert not re.search(r"<script|<link|src=\"(?!data:)", page)
     headings = re.findall(r"<h2>(.*?)</h2>", page)
-    assert len(headings) == 4  # accuracy and certificates share one
+    assert len(headings) == 5  # accuracy and certificates share one; how it was made
+    assert headings[-2:] == [
+        "Memory and traffic of training on several devices",
+        "How this was made",
+    ]
+    assert "Labels that look wrong" in headings and "loss in nats" in page
+    assert "certified with weights of 10 bits" in page
     for share in report.certificates.certified:
         assert f"<td>{100 * share:.1f} %</td>" in page
     shown = str(report)
     for part in ("clean accuracy: 83.3 %", "APGD", "certified", "data parallel"):
         assert part in shown
+
+
+def test_how_it_was_made_is_on_the_page_and_in_the_json(report):
+    made, page = report.findings()["made"], report.page()
+    assert made["jaxmethods"] == jaxmethods.__version__
+    assert made["jax"] == jax.__version__ and made["num_checkpoints"] == 1
+    assert (made["pgd_steps"], made["apgd_steps"]) == (20, 100)
+    part = page[page.index("How this was made") :]
+    for text in (
+        "a &lt;net&gt;",
+        "<td>PGD</td><td>20 steps",
+        "100 steps for each of: cross entropy, difference of logits ratio",
+        f"<td>jaxmethods {jaxmethods.__version__}, jax {jax.__version__} on cpu",
+        f"accuracy {report.seconds['accuracy']:g} s",
+    ):
+        assert text in part
+    asked = {"checkpoint": "net.npz", "subtree": "params", "like": None, "limit": 5}
+    asked |= {"data": "d.npz", "inputs": "x", "labels": "y"}
+    from_files = report._replace(
+        asked=report.asked | asked,
+        made=report.made | {"num_checkpoints": 3, "not_trained": ["bn/mean"]},
+    ).page()
+    for text in (
+        "net.npz, params of it (3 checkpoints; the last is audited)",
+        "d.npz, inputs &#x27;x&#x27; and labels &#x27;y&#x27;; the first 5",
+        "<td>not counted, as not trained</td><td>bn/mean</td>",
+    ):
+        assert text in from_files
+    model = report.findings()["model"]
+    assert (model["num_inputs"], model["input_shape"]) == (12, [5])
+
+
+def test_layouts_that_are_alike_are_one_line(report):
+    # Nothing of so small a net is worth splitting.
+    assert [plan.num_split for plan in report.memory.layouts] == [0] * 4
+    page, shown = report.page(), str(report)
+    assert (
+        "No layer is worth splitting on 4 data x 2 model, 2 data x 4 model and" in page
+    )
+    assert page.count("<details>") == 1 and "as data parallel: 4 data" in shown
+    assert sum("data parallel" in line for line in shown.splitlines()) == 2
+
+
+def test_the_default_radii_are_those_of_the_norm():
+    skip = [name for name in SECTIONS if name != "certificates"]
+    for norm, radii in {"linf": EPS, "l2": (0.1, 0.2, 0.5, 1.0, 2.0)}.items():
+        seen = audit.audit(*DATA, audit.AuditConfig(skip=skip, norm=norm))
+        assert seen.certificates.eps == seen.asked["eps"] == [*radii]
+    seen = audit.audit(*DATA, audit.AuditConfig(skip=skip, norm="l1"))
+    assert "norm is 'l1'; wanted one of" in seen.problems["certificates"]
 
 
 def test_images_of_suspicious_examples_are_on_the_page():
@@ -103,7 +161,11 @@ def test_without_labels_the_plan_is_made_all_the_same():
     assert set(seen.problems) == {*SECTIONS} - {"memory"}
     assert len(set(seen.problems.values())) == 1 and seen.memory is not None
     assert "there are no labels; wanted (12,) integers" in seen.problems["labels"]
-    assert "What is missing" in seen.page()
+    # It comes first, and what prints tells of it too.
+    headings = re.findall(r"<h2>(.*?)</h2>", seen.page())
+    assert headings[0] == "What is missing"
+    (line,) = (x for x in str(seen).splitlines() if x.startswith("failed: "))
+    assert line.startswith("failed: accuracy, certificates, quantized, labels: there")
 
 
 def unbounded(params, x):
@@ -131,7 +193,12 @@ def test_a_primitive_without_a_rule_leaves_the_other_sections():
         ({"eps": [-1.0]}, {"accuracy", "certificates"}, "eps is -1.0; wanted"),
         ({"method": "lp"}, {"certificates"}, "method is 'lp'; wanted one of"),
         ({"bits": [1]}, {"quantized"}, "bits is 1; wanted 2..64"),
-        ({"batch": 12}, {"memory"}, "batch"),
+        (
+            {"devices": 3},
+            {"memory"},
+            "batch is 64 for 3 devices; wanted a multiple of the number of devices, "
+            "such as batch=66 (--batch 66)",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
