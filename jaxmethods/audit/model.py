@@ -319,31 +319,34 @@ def _told(wrong: Sequence[_Wrong]) -> str:
 
 
 def _check_alone(apply: Apply, params: Any, inputs: np.ndarray) -> None:
-    both = inputs[[0, -1]]
-    one = _run(apply, params, both[:1])
-    if not _alike(one, _run(apply, params, both)[:1]):
+    # One more input than there are, so that not all are the same.
+    other = inputs[:1].reshape(1, -1)[:, ::-1].reshape(inputs[:1].shape)
+    rows = np.concatenate([inputs[:7], other])
+    together, *alone = _run(apply, params, rows, *(row[None] for row in rows))
+    if not _alike(np.concatenate(alone), together):
         raise ValueError(
-            "apply(params, x) gives an input other logits alone than in a batch of "
-            "two: it looks at the batch, as batch normalization does in training; "
-            "wanted the model as it is used (use_running_average=True, net.eval())."
+            "apply(params, x) gives an input other logits alone than in a batch: it "
+            "looks at the batch, as batch normalization does in training, or is no "
+            "pure function; wanted the model as it is used (use_running_average=True, "
+            "net.eval())."
         )
 
 
-def _run(apply: Apply, params: Any, x: np.ndarray) -> np.ndarray:
-    # It runs once: optimising it would cost more.
+def _run(apply: Apply, params: Any, *inputs: np.ndarray) -> list[np.ndarray]:
+    # It runs a few times: optimising it would cost more.
     fast = {"xla_backend_optimization_level": 0}
+    run = jax.jit(lambda p, x: apply(p, x), compiler_options=fast)
     try:
-        logits = jax.jit(lambda p, v: apply(p, v), compiler_options=fast)(params, x)
-        return np.asarray(logits, np.float64)
+        return [np.asarray(run(params, x), np.float64) for x in inputs]
     except Exception as error:
         raise ValueError(
-            f"apply(params, x) fails when it runs on {describe(x)} "
+            f"apply(params, x) fails when it runs on {describe(inputs[0])} "
             f"({one_line(error, named=True)}); wanted logits."
         ) from error
 
 
 def _check_same(apply: Apply, alone: Apply, params: Any, x: np.ndarray) -> None:
-    if not _alike(_run(apply, params, x), _run(alone, params, x)):
+    if not _alike(*_run(apply, params, x), *_run(alone, params, x)):
         raise ValueError(
             f"apply(params, x) takes one input ({describe(x)}) and a batch of one, "
             "with different logits; say which is meant: batched=True or False "

@@ -36,10 +36,12 @@ def is_trained(params: Any) -> list[bool]:
         [True, True, False, False]
     """
     floating = [jnp.issubdtype(_dtype(x), jnp.inexact) for x in jax.tree.leaves(params)]
-    if isinstance(params, Mapping) and "params" in params:
+    # A state of nnx is a mapping too, and a module may be called "params".
+    kinds = _of_nnx(params)
+    if kinds is None and isinstance(params, Mapping) and "params" in params:
         kinds = [path[:1] == ("params",) for path in leaf_paths(params)]
-    else:
-        kinds = _of_nnx(params) or _by_name(params)
+    elif kinds is None:
+        kinds = _by_name(params)
     both = [kind and able for kind, able in zip(kinds, floating, strict=True)]
     return both if any(both) else floating
 

@@ -321,10 +321,10 @@ def _smoothed(
     margins = members.center @ weights - _smooth_norm(slopes, smoothing, p)
     spread = smoothing / math.log(margins.shape[1] + 1)
     worst = -spread * jax.nn.logsumexp(-margins / spread, axis=1)
-    # Of a difference, not of two large numbers: near the cap the derivatives of those
-    # do not sum to 1, and bounds made of them are none.
-    beyond = smoothing * jax.nn.softplus((worst - cap) / smoothing)
-    return (worst - beyond).mean()
+    # Of the distance of the two, not of two large numbers: derivatives of those do not
+    # sum to 1, nor is the small one exact, and bounds made of them are none.
+    near = smoothing * jax.nn.softplus(-jnp.abs(worst - cap) / smoothing)
+    return (jnp.minimum(worst, cap) - near).mean()
 
 
 def _smooth_norm(rows: jax.Array, smoothing: Any, p: float) -> jax.Array:

@@ -48,6 +48,9 @@ def slope_of_gelu(name: str) -> Callable[[Bounds], Bounds] | None:
     slope, at, most = _TURNS[name]
 
     def slopes(x: Bounds) -> Bounds:
+        dtype = x.lower.dtype
+        wide = jnp.promote_types(dtype, jnp.float32)
+        x = Bounds(*(end.astype(wide) for end in x))
         a, b = (slope(jnp.clip(end, -_FAR, _FAR)) for end in x)
 
         def holds(point: float) -> Any:
@@ -60,11 +63,14 @@ def slope_of_gelu(name: str) -> Callable[[Bounds], Bounds] | None:
         largest = jnp.where(holds(at), most, largest)
         # An argument of z loses |z| units in the last place of a factor that is at most
         # 1 / |z|: some units of 1 in all.
-        error = 64 * float(jnp.finfo(a.dtype).eps)
+        error = 64 * float(jnp.finfo(wide).eps)
+        if wide != dtype:
+            # A cast moves slopes, which are at most 1.13, by half of that.
+            error += 1.2 * float(jnp.finfo(dtype).eps)
         unknown = jnp.isnan(least) | jnp.isnan(largest)
         return Bounds(
-            jnp.where(unknown, -jnp.inf, least - error),
-            jnp.where(unknown, jnp.inf, largest + error),
+            jnp.where(unknown, -jnp.inf, least - error).astype(dtype),
+            jnp.where(unknown, jnp.inf, largest + error).astype(dtype),
         )
 
     return slopes

@@ -145,7 +145,9 @@ def least(w: Wedges, slope: Any) -> Any:
     found = jnp.where(wedge > plain, wedge, plain)
     size = largest(w.values)
     size = jnp.maximum(size[:-1], size[1:]) + jnp.abs(slope) * largest(Bounds(a, b))
-    return jnp.min(found - unit(4, size.dtype) * size, axis=0)
+    lowest = jnp.min(found - unit(4, size.dtype) * size, axis=0)
+    # Cells of an endless interval are NaN, which compiled minima may lose.
+    return jnp.where(jnp.isfinite(w.points[-1] - w.points[0]), lowest, -jnp.inf)
 
 
 def range_in(w: Wedges) -> Bounds:

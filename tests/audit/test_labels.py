@@ -61,6 +61,17 @@ def test_running_statistics_of_flax_do_not_count():
     np.testing.assert_allclose(got.scores, plain.scores, rtol=1e-5)
 
 
+def test_a_part_of_an_nnx_module_may_be_called_params():
+    class Named(nnx.Module):
+        def __init__(self):
+            self.params = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+            self.head = nnx.Linear(3, 2, rngs=nnx.Rngs(1))
+            self.norm = nnx.BatchNorm(3, rngs=nnx.Rngs(2))
+
+    _, state = nnx.split(Named())
+    assert untrained_names(state) == ["norm/mean", "norm/var"]
+
+
 class Norm(nnx.Module):
     """With running statistics that are no fixed point, and keys of dropout."""
 

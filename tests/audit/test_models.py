@@ -191,11 +191,12 @@ def test_a_model_that_looks_at_the_batch_is_refused(batched):
         return (x - train * x.mean(0, keepdims=True)) @ params["w0"]
 
     train = 1
-    with pytest.raises(ValueError, match=r"looks at the batch.*net.eval\(\)"):
-        read_model(apply, PARAMS, INPUTS, batched=batched)
+    for inputs in (INPUTS, INPUTS[:1], INPUTS[[0, 0]]):
+        with pytest.raises(ValueError, match=r"looks at the batch.*net.eval\(\)"):
+            read_model(apply, PARAMS, inputs, batched=batched)
     train = 0
-    assert read_model(apply, PARAMS, INPUTS, batched=batched).num_classes == 7
-    assert read_model(apply, PARAMS, INPUTS[:1], batched=batched).num_classes == 7
+    for inputs in (INPUTS, INPUTS[:1]):
+        assert read_model(apply, PARAMS, inputs, batched=batched).num_classes == 7
 
 
 def test_what_fails_when_it_runs_is_told():

@@ -120,6 +120,18 @@ def test_the_upper_bound_where_an_example_lies_at_the_cap_of_the_hinge():
     assert value <= above <= value + 0.01
 
 
+@pytest.mark.parametrize("p", [2, np.inf])
+def test_the_upper_bound_where_margins_are_far_above_the_cap(p):
+    random = np.random.default_rng(0)
+    bounded = jax.jit(lambda *data: upper_bound(*data, 0.01, p=p))
+    for scale in (1e3, 1e5, 1e10, 1e20):
+        for _ in range(6):
+            slopes = scale * random.normal(size=(3, 2, 3, 4))
+            biases = scale * (3 + random.uniform(size=(3, 2, 3)))
+            above = bounded(*map(jnp.float32, (slopes, biases, np.zeros((3, 4)))))
+            assert 1 <= above <= 1 + 1e-5
+
+
 @pytest.mark.parametrize("p", NORMS)
 def test_the_margin_is_the_least_value_of_the_sum_over_the_ball(p):
     data, eps = lines(1), 0.3

@@ -44,6 +44,32 @@ def test_slopes_of_what_has_no_end_are_those_of_the_whole_line(name):
     assert unknown.lower == -jnp.inf and unknown.upper == jnp.inf
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", FORMS)
+def test_half_precision_encloses_slopes_too(name, dtype):
+    lower = jnp.linspace(-5, 4, 200).astype(dtype)
+    upper = lower + jnp.linspace(0, 2, 200).astype(dtype)
+    found = slope_of_gelu(name)(Bounds(lower, upper))
+    assert found.lower.dtype == found.upper.dtype == dtype
+    share = jnp.linspace(0, 1, 99)[:, None]
+    ends = (end.astype("float32")[None] for end in (lower, upper))
+    points = next(ends) * (1 - share) + next(ends) * share
+    slopes = jax.grad(lambda x: jax.nn.gelu(x, approximate=FORMS[name]).sum())(points)
+    low, high = (np.asarray(end, float) for end in found)
+    assert (low <= slopes.min(0)).all() and (slopes.max(0) <= high).all()
+    room = 3 * float(jnp.finfo(dtype).eps)
+    assert (low > slopes.min(0) - room).all() and (high < slopes.max(0) + room).all()
+
+
+def test_bounds_of_gelu_in_half_precision():
+    box = bound.Box(jnp.array([-1.0], "bfloat16"), jnp.array([1.0], "bfloat16"))
+    for approximate in FORMS.values():
+        fn = lambda x, how=approximate: jax.nn.gelu(3 * x + 1, approximate=how)  # noqa: E731
+        for method in (bound.ibp, bound.crown):
+            low, high = (float(end[0]) for end in method(fn)(box))
+            assert low <= -0.17 and 3.99 <= high < 8
+
+
 def test_other_functions_have_none():
     assert slope_of_gelu("silu") is None
 

@@ -152,6 +152,18 @@ def test_bounds_have_derivatives(x64):
         np.testing.assert_allclose(slope, (up - down) / (2 * step), 1e-3, 1e-3)
 
 
+@pytest.mark.optimized
+@pytest.mark.parametrize("fn", [jax.nn.silu, jax.nn.gelu])
+def test_an_endless_interval_among_many_contains_the_function(fn, x64):
+    lower = np.linspace(-3, 3, 300).astype(np.float32)
+    upper = lower + 1
+    lower[-1], upper[-1] = 0, np.inf
+    for method in (bound.ibp, bound.crown):
+        each = jax.jit(jax.vmap(lambda a, b, m=method: m(fn)(bound.Box(a, b))))
+        low, high = each(lower, upper)
+        assert low[-1] <= 0 and high[-1] == np.inf
+
+
 def test_infinite_and_empty_widths_do_not_make_nan():
     box = bound.Box(jnp.array([0.0, 1.0, 80.0]), jnp.array([0.0, 1e30, 90.0]))
     fn = lambda x: jnp.exp(x) * jnp.sqrt(x)  # noqa: E731
