@@ -22,7 +22,7 @@ from .model import (
     logits_of,
     read_model,
 )
-from .radii import EPS, check_radii
+from .radii import check_radii
 
 PGD_STEPS = 20
 APGD_STEPS = 100
@@ -60,7 +60,7 @@ def accuracy(
     inputs: ArrayLike,
     labels: ArrayLike,
     *,
-    eps: Sequence[float] = EPS,
+    eps: Sequence[float] | None = None,
     norm: str = "linf",
     bounds: tuple[float, float] | None = (0.0, 1.0),
     batched: bool | None = None,
@@ -82,7 +82,7 @@ def accuracy(
         params: A pytree of arrays.
         inputs: (n, ...) floating.
         labels: (n,) integers.
-        eps: Radii, in units of the inputs.
+        eps: Radii, in units of the inputs; None: those of `AuditConfig`.
         norm: "linf" or "l2".
         bounds: The least and the greatest value of an entry; None for no limits.
         batched: Whether `apply` takes a batch; None: found out.

@@ -14,7 +14,7 @@ from ..core import check_choice, check_integer
 from .cost import Cost, cost
 from .levels import reached
 from .model import Apply, check_labels, check_range, read_model
-from .radii import EPS, NORMS, check_radii
+from .radii import NORMS, check_radii
 
 METHODS: dict[str, Callable[..., Callable[..., Any]]] = {
     "ibp": bound.ibp,
@@ -50,7 +50,7 @@ def certificates(
     inputs: ArrayLike,
     labels: ArrayLike,
     *,
-    eps: Sequence[float] = EPS,
+    eps: Sequence[float] | None = None,
     norm: str = "linf",
     bounds: tuple[float, float] | None = (0.0, 1.0),
     method: str = "auto",
@@ -69,7 +69,7 @@ def certificates(
         params: A pytree of arrays.
         inputs: (n, ...) floating.
         labels: (n,) integers.
-        eps: Radii, in units of the inputs.
+        eps: Radii, in units of the inputs; None: those of `AuditConfig`.
         norm: "linf" or "l2".
         bounds: The least and the greatest value of an entry; None for no limits.
         method: "ibp" (cheapest), "crown_ibp", "crown", "alpha_crown" (tightest); "auto"

@@ -10,7 +10,7 @@ import pytest
 
 import jaxmethods
 from jaxmethods import audit
-from jaxmethods.audit.radii import EPS
+from jaxmethods.audit.radii import DEFAULTS
 from jaxmethods.audit.report import SECTIONS
 
 from . import nets
@@ -113,9 +113,11 @@ def test_layouts_that_are_alike_are_one_line(report):
 
 def test_the_default_radii_are_those_of_the_norm():
     skip = [name for name in SECTIONS if name != "certificates"]
-    for norm, radii in {"linf": EPS, "l2": (0.1, 0.2, 0.5, 1.0, 2.0)}.items():
+    assert DEFAULTS["l2"][0] > DEFAULTS["linf"][0]
+    for norm, radii in DEFAULTS.items():
         seen = audit.audit(*DATA, audit.AuditConfig(skip=skip, norm=norm))
         assert seen.certificates.eps == seen.asked["eps"] == [*radii]
+        assert audit.certificates(*DATA, norm=norm) == seen.certificates
     seen = audit.audit(*DATA, audit.AuditConfig(skip=skip, norm="l1"))
     assert "norm is 'l1'; wanted one of" in seen.problems["certificates"]
 

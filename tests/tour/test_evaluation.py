@@ -35,8 +35,11 @@ def test_the_chart_of_radii_is_that_of_an_audit():
     }
     chart = radius_chart(findings)
     assert chart == accuracy_chart(findings["eps"], 0.9, shares)
-    lines = re.findall(r'<polyline points="(.*?)"', chart)
-    heights = [[float(p.split(",")[1]) for p in line.split()] for line in lines]
-    clean, attacked, certified = np.array(heights)
-    assert clean[0] == clean[1] and (clean < attacked).all()
-    assert (attacked < certified).all()  # y grows downwards
+    (clean, *_) = re.findall(r'<polyline points="(.*?)"', chart)
+    heights = {float(point.split(",")[1]) for point in clean.split()}
+    assert len(heights) == 1
+    # Marks at eps 0, 0.1 and 0.2; y grows downwards.
+    marks = np.array(re.findall(r'cy="([\d.]+)" r="3"', chart), float)
+    attacked, certified = marks.reshape(2, 3)
+    assert attacked[0] == certified[0] == heights.pop()
+    assert (np.diff(attacked) > 0).all() and (attacked[1:] < certified[1:]).all()
