@@ -1,6 +1,7 @@
 """What each of several processes does: exchanges, and the bytes that its sockets sent.
 
-Run as a program: `python exchange_process.py PORT PROCESSES INDEX DEVICES FOLDER`.
+Run as a program: `python -m tests.shard.exchange_process PORT PROCESSES INDEX DEVICES
+FOLDER`.
 """
 
 import functools
@@ -34,6 +35,8 @@ from jaxmethods.shard import (
     two_phase_exchange,
     wire,
 )
+
+from ..ports import kept_port
 
 WORKERS, STEPS, COUNTED = 4, 2, 4
 ROW = P("i")
@@ -210,8 +213,10 @@ def joined(port, processes, index, devices):
         own = f"localhost:{taken.getsockname()[1]}"
         said["taken"] = error_of(initialize, own, 2, 0, timeout=0.3)
         said["silent"] = error_of(initialize, own, 2, 1, timeout=0.3)
-    said["nobody"] = error_of(initialize, own, 2, 1, timeout=0.3)
-    said["alone"] = error_of(initialize, own, 2, 0, timeout=0.3)
+    with kept_port() as free:
+        own = f"localhost:{free}"
+        said["nobody"] = error_of(initialize, own, 2, 1, timeout=0.3)
+        said["alone"] = error_of(initialize, own, 2, 0, timeout=0.3)
     right = (f"localhost:{port}", processes, index)
     initialize(*right, num_cpu_devices=devices, timeout=60)
     initialize(*right, num_cpu_devices=devices)  # does nothing

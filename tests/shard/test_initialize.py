@@ -12,10 +12,13 @@ import pytest
 from jaxmethods.shard import _initialize, initialize
 from jaxmethods.shard._rendezvous import meet
 
+from ..ports import kept_port
 
-def address():
-    with socket.create_server(("", 0)) as free:
-        return f"localhost:{free.getsockname()[1]}"
+
+@pytest.fixture
+def where():
+    with kept_port() as port:
+        yield f"localhost:{port}"
 
 
 def outcomes(where, *processes, timeout=5.0, runtime=True):
@@ -47,32 +50,31 @@ def outcomes(where, *processes, timeout=5.0, runtime=True):
     return found
 
 
-def test_all_come():
-    assert outcomes(address(), (1, 0)) == [None]
-    assert outcomes(address(), (3, 2), (3, 0), (3, 1)) == [None] * 3
+def test_all_come(where):
+    assert outcomes(where, (1, 0)) == [None]
+    assert outcomes(where, (3, 2), (3, 0), (3, 1)) == [None] * 3
 
 
-def test_who_does_not_come_is_named_in_all():
-    where = address()
-    for error in outcomes(where, (4, 0), (4, 2), timeout=0.3):
+def test_who_does_not_come_is_named_in_all(where):
+    for error in outcomes(where, (4, 0), (4, 2), timeout=1.0):
         assert isinstance(error, TimeoutError)
-        assert f"[1, 3] of 4 processes did not come to {where} within 0.3" in str(error)
+        assert f"[1, 3] of 4 processes did not come to {where} within 1 s" in str(error)
 
 
-def test_two_processes_with_one_index():
-    for error in outcomes(address(), (3, 0), (3, 1), (3, 1)):
+def test_two_processes_with_one_index(where):
+    for error in outcomes(where, (3, 0), (3, 1), (3, 1)):
         assert isinstance(error, RuntimeError)
         assert "process_index=1; wanted each of 0..2 once" in str(error)
 
 
-def test_processes_that_disagree_on_their_number():
-    for error in outcomes(address(), (2, 0), (4, 1)):
+def test_processes_that_disagree_on_their_number(where):
+    for error in outcomes(where, (2, 0), (4, 1)):
         assert isinstance(error, RuntimeError)
         assert "process 1 has num_processes=4, process 0 has 2" in str(error)
 
 
-def test_strangers_are_passed_over():
-    where, found = address(), []
+def test_strangers_are_passed_over(where):
+    found = []
     host = threading.Thread(
         target=lambda: found.append(outcomes(where, (2, 0), (2, 1))[0])
     )
@@ -108,21 +110,20 @@ def test_a_taken_port():
             meet(where, 2, 1, 0.2)
 
 
-def test_nobody_listens():
+def test_nobody_listens(where):
     with pytest.raises(TimeoutError, match=r"process 1 could not.*within 0.2 s.*start"):
-        meet(address(), 2, 1, 0.2)
+        meet(where, 2, 1, 0.2)
 
 
-def test_the_runtime_of_process_0_does_not_start():
-    where = address()
-    host, guest = outcomes(where, (2, 0), (2, 1), timeout=0.2, runtime=False)
+def test_the_runtime_of_process_0_does_not_start(where):
+    host, guest = outcomes(where, (2, 0), (2, 1), timeout=1.0, runtime=False)
     assert host is None
     assert f"process 1 could not reach the coordinator at {where}" in str(guest)
 
 
-def test_initialize_after_a_backend_exists():
+def test_initialize_after_a_backend_exists(where):
     assert jax.devices()
-    for arguments in ((), (address(), 2, 1)):
+    for arguments in ((), (where, 2, 1)):
         with pytest.raises(
             RuntimeError, match=r"jax was used before.*after the import"
         ):

@@ -1,13 +1,14 @@
 """Two and four real processes: the bits of one, the bytes of the formula."""
 
+import contextlib
 import functools
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,16 +20,13 @@ from jax.sharding import PartitionSpec as P
 
 from jaxmethods.shard import resize
 
+from ..ports import kept_port
 from . import exchange_process as work
 
 # A message of gloo has at most 288 bytes of headers (measured with 2 to 8 processes), a
 # device sends at most 12 in a step here, and the runtime's heartbeats take the rest.
 HEADERS = 288 * 12 + 500
-
-
-def free_port():
-    with socket.create_server(("", 0)) as free:
-        return free.getsockname()[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +36,6 @@ def run(tmp_path_factory):
     @functools.cache
     def started(number):
         folder = tmp_path_factory.mktemp("processes")
-        command = [sys.executable, work.__file__, str(free_port()), str(number)]
         devices = str(work.WORKERS // number)
         # As in the tests: loops compile in half the time.
         flags = (
@@ -48,19 +45,19 @@ def run(tmp_path_factory):
         environment = {**os.environ, "XLA_FLAGS": flags}
         environment["JAX_COMPILATION_CACHE_DIR"] = jax.config.jax_compilation_cache_dir
         processes, logs = [], [folder / f"{index}.log" for index in range(number)]
-        try:
+        with kept_port() as port, contextlib.ExitStack() as stack:
+            command = [sys.executable, "-m", work.__name__, str(port), str(number)]
             for index, log in enumerate(logs):
-                with log.open("w") as out:
-                    own = [*command, str(index), devices, str(folder)]
-                    processes.append(
-                        subprocess.Popen(own, env=environment, stdout=out, stderr=out)
-                    )
+                out = stack.enter_context(log.open("w"))
+                own = [*command, str(index), devices, str(folder)]
+                process = subprocess.Popen(
+                    own, env=environment, cwd=ROOT, stdout=out, stderr=out
+                )
+                stack.callback(process.wait)
+                stack.callback(process.kill)
+                processes.append(process)
             deadline = time.monotonic() + 300
             ends = [p.wait(max(1, deadline - time.monotonic())) for p in processes]
-        finally:
-            for process in processes:
-                process.kill()
-                process.wait()
         assert not any(ends), "\n".join(log.read_text()[-3000:] for log in logs)
         files = [folder / f"{index}.json" for index in range(number)]
         return folder, [json.loads(file.read_text()) for file in files]

@@ -1,9 +1,9 @@
 """Rows of A on many devices, and on two processes that talk over a socket."""
 
+import contextlib
 import functools
 import json
 import os
-import socket
 import subprocess
 import sys
 
@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxmethods import sketch
 
+from ..ports import kept_port
 from .families import FAMILIES, whole_numbers
 
 N, D, M = 48, 3, 16
@@ -273,23 +274,16 @@ print(json.dumps([jax.process_count(), *(np.asarray(v).tolist() for v in (SA, x)
 
 
 def test_two_processes_find_what_one_finds():
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, port, str(rank)], env=environment, **pipes
-        )
-        for rank in range(2)
-    ]
-    try:
+    with kept_port() as port, contextlib.ExitStack() as stack:
+        command, processes = [sys.executable, "-c", PROCESS, str(port)], []
+        for rank in range(2):
+            process = subprocess.Popen([*command, str(rank)], env=environment, **pipes)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            processes.append(process)
         ends = [process.communicate(timeout=120) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
     A = np.float32(np.random.RandomState(0).randint(-9, 10, (48, 3)))  # theirs
     want = sketch.sparse_stack(jax.random.key(0), 16, 48) @ A
     x = np.linalg.lstsq(np.float64(A[:, :2]), np.float64(A[:, 2]), rcond=None)[0]
