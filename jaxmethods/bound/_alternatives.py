@@ -26,9 +26,10 @@ UNIVARIATE = frozenset(
         *("abs", "asinh", "atan", "celu", "elu", "erf", "erfc", "exp", "exp2", "expm1"),
         *("integer_pow", "leaky_relu", "log", "log1p", "logistic", "max", "min"),
         *("reciprocal", "rsqrt", "selu", "sinh", "softplus", "sqrt", "square", "tanh"),
+        "univariate",
     }
 )
-_ENTRY_BY_ENTRY = ELEMENTWISE | UNIVARIATE | {"univariate", "pow", "sign", "sin", "cos"}
+_ENTRY_BY_ENTRY = ELEMENTWISE | UNIVARIATE | {"pow", "sign", "sin", "cos"}
 _REDUCED = frozenset({"reduce_sum", "reduce_max", "reduce_min"})
 _RESHAPED = frozenset({"reshape", "squeeze", "expand_dims"})
 

@@ -25,7 +25,13 @@ from ._planes import Prepared, SignedLines, constant
 from ._rounding import lowered
 from ._rows import Diagonal, Rows, absolute, add, both_signs, negated
 from ._sets import Bounds, meet
-from ._through import part_at_lines, through_affine, through_lines, through_planes
+from ._through import (
+    as_patches,
+    part_at_lines,
+    through_affine,
+    through_lines,
+    through_planes,
+)
 
 
 @dataclass
@@ -168,6 +174,7 @@ def _through_nonlinear(
         found, bias = step(relaxation, rows)
         below: list[Rows | None] = [found]
     else:
+        rows = as_patches(relaxation, rows)
         rows = both_signs(rows) if parts_now else rows
         below, bias = through_planes(relaxation, rows, inputs)
         for v, r in zip(inputs, below, strict=True):

@@ -5,18 +5,18 @@ is that input too where its lower end beats every other upper end, else a consta
 two values, the chord of the larger.
 """
 
-import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from ..core import Node, is_concrete
 from ._planes import Family, Lines, Planes
 from ._rounding import largest
 from ._sets import Bounds
+from ._windows import WindowSum, entries
 
 
 def rectifier(x: Bounds, leak: Any = 0.0) -> Family:
@@ -104,7 +104,12 @@ def _larger_of_two(x: Bounds, y: Bounds) -> Family:
 
 def reduce_max(node: Node, x: Bounds) -> Planes:
     """The maximum over some axes."""
-    return _largest_entry(x, lambda v, _: _entries_of_axes(v, node.params["axes"]))
+    listed = lambda v, _: _entries_of_axes(v, node.params["axes"])  # noqa: E731
+
+    def sum_of(chosen: Any) -> Callable[[Any], Any]:
+        return lambda v: jnp.sum(jnp.where(chosen, listed(v, 0.0), 0), axis=0)
+
+    return _largest_entry(x, listed, sum_of)
 
 
 def reduce_min(node: Node, x: Bounds) -> Planes:
@@ -114,7 +119,8 @@ def reduce_min(node: Node, x: Bounds) -> Planes:
 
 def reduce_window_max(node: Node, x: Bounds) -> Planes:
     """The maximum over each window."""
-    return _largest_entry(x, lambda v, fill: _entries_of_windows(v, node.params, fill))
+    listed = lambda v, fill: entries(v, node.params, fill)  # noqa: E731
+    return _largest_entry(x, listed, partial(WindowSum, node.params))
 
 
 def reduce_window_min(node: Node, x: Bounds) -> Planes:
@@ -122,8 +128,18 @@ def reduce_window_min(node: Node, x: Bounds) -> Planes:
     return _turned(reduce_window_max(node, _opposite(x)))
 
 
-def _largest_entry(x: Bounds, entries: Callable[[Any, float], Any]) -> Planes:
-    """Planes for the largest of the entries, which `entries` lists along axis 0."""
+def _largest_entry(
+    x: Bounds,
+    entries: Callable[[Any, float], Any],
+    sum_of: Callable[[Any], Callable[[Any], Any]],
+) -> Planes:
+    """Planes for the largest of some entries.
+
+    Args:
+        x: The bounds of what they are entries of.
+        entries: Lists them along axis 0; padding reads as its second argument.
+        sum_of: From which of them are chosen to the function that sums those.
+    """
     low, high = entries(x.lower, -jnp.inf), entries(x.upper, -jnp.inf)
     best = jnp.argmax(low, axis=0)
     index = jnp.arange(low.shape[0]).reshape(-1, *[1] * (low.ndim - 1))
@@ -131,44 +147,15 @@ def _largest_entry(x: Bounds, entries: Callable[[Any, float], Any]) -> Planes:
     others = jnp.max(jnp.where(chosen, -jnp.inf, high), axis=0)
     wins = jnp.max(low, axis=0) >= others
     top = jnp.where(wins, 0, jnp.max(high, axis=0))
-
-    def lower(v: Any) -> Any:
-        return jnp.sum(jnp.where(chosen, entries(v, 0.0), 0), axis=0)
-
-    def upper(v: Any) -> Any:
-        return jnp.where(wins, lower(v), 0)
-
     # A window may hold nothing but padding.
     base = jnp.where(jnp.max(low, axis=0) == -jnp.inf, -jnp.inf, jnp.zeros_like(top))
     terms = jnp.max(entries(largest(x), 0.0), axis=0)
-    return Planes(lower, base, upper, top, terms)
+    return Planes(sum_of(chosen), base, sum_of(chosen & wins[None]), top, terms)
 
 
 def _entries_of_axes(x: Any, axes: tuple[int, ...]) -> Any:
     kept = [i for i in range(x.ndim) if i not in axes]
     return x.transpose(*axes, *kept).reshape(-1, *[x.shape[i] for i in kept])
-
-
-def _entries_of_windows(x: Any, params: dict[str, Any], fill: float) -> Any:
-    """The entries of each window, (window size, *output); padding reads as `fill`."""
-    dilated = [
-        (low, high, d - 1)
-        for (low, high), d in zip(
-            params["padding"], params["base_dilation"], strict=True
-        )
-    ]
-    padded = lax.pad(x, jnp.asarray(fill, x.dtype), dilated)
-    window, dilation = params["window_dimensions"], params["window_dilation"]
-    strides = params["window_strides"]
-    reach = [(w - 1) * d for w, d in zip(window, dilation, strict=True)]
-    pieces = []
-    for offset in itertools.product(*map(range, window)):
-        start = [o * d for o, d in zip(offset, dilation, strict=True)]
-        limit = [
-            size - r + s for size, r, s in zip(padded.shape, reach, start, strict=True)
-        ]
-        pieces.append(lax.slice(padded, start, limit, strides))
-    return jnp.stack(pieces)
 
 
 def select(node: Node, which: Any, *cases: Any) -> Planes:

@@ -19,7 +19,7 @@ from ._sets import Bounds
 _ROWS = 32
 
 
-def refine(flow: Flow, v: Variable, chunk: int | None = None) -> Bounds:
+def refine(flow: Flow, v: Variable, chunk: int | None = None) -> tuple[Bounds, bool]:
     """An interval of a value inside, tight wherever its readers are not linear there.
 
     Entries that some reader bends at come first, and passes stop at the first rows that
@@ -29,12 +29,15 @@ def refine(flow: Flow, v: Variable, chunk: int | None = None) -> Bounds:
         flow: Its nodes up to `v` are visited and prepared.
         v: A floating variable that nonlinear nodes read.
         chunk: How many rows a pass carries at most; None for no limit.
+
+    Returns:
+        The interval, and whether it is tight everywhere.
     """
     found = undecided(flow, v)
     whole = chunk is None or v.aval.size <= chunk
     shared = whole and starts_as_patches(flow, v)
     if found is None or shared or v.aval.size <= _ROWS:
-        return prove(flow, v, "both", chunk)
+        return prove(flow, v, "both", chunk), True
     found = jax.lax.stop_gradient(found).reshape(-1)
     order = jnp.argsort(~found)
     places = _places(v, min(_ROWS, chunk or _ROWS))
@@ -42,7 +45,7 @@ def refine(flow: Flow, v: Variable, chunk: int | None = None) -> Bounds:
     needed = any_example(jnp.any(found[index], axis=1))
     ends = _in_steps(flow, v, "both", index, needed)
     back = jnp.argsort(order)
-    return Bounds(*(end[back].reshape(v.shape) for end in ends))
+    return Bounds(*(end[back].reshape(v.shape) for end in ends)), False
 
 
 def prove(flow: Flow, v: Variable, side: str, chunk: int | None = None) -> Bounds:

@@ -14,6 +14,7 @@ from jax.interpreters import batching, mlir
 from ..core import Node, Variable, is_affine
 from ._flow import Flow
 from ._through import ELEMENTWISE, RESHAPED, is_local
+from ._windows import POOLS, map_axes
 
 
 def undecided(flow: Flow, v: Variable) -> Any:
@@ -44,7 +45,11 @@ def starts_as_patches(flow: Flow, v: Variable) -> bool:
     node = flow.producers.get(v)
     while node and len(node.variables) == 1 and node.name in ELEMENTWISE | RESHAPED:
         node = flow.producers.get(node.variables[0])
-    return node is not None and is_affine(node) and is_local(node)
+    if node is None:
+        return False
+    if node.name in POOLS:
+        return map_axes(node.params, node.outputs[0].shape) is not None
+    return is_affine(node) and is_local(node)
 
 
 def any_example(test: Any) -> Any:

@@ -69,6 +69,15 @@ class Patches:
         """The size of the map."""
         return tuple(1 if i is None else self.shape[i] for i in self.axes[:-1])
 
+    def has_axes(self, axes: Sequence[int]) -> bool:
+        """Whether these are the spatial axes, in the same order, and the channels."""
+        if len(axes) != len(self.axes):
+            return False
+        return all(
+            mine == other or (mine is None and self.shape[other] == 1)
+            for mine, other in zip(self.axes, axes, strict=True)
+        )
+
     @property
     def _kept(self) -> tuple[int, ...]:
         return tuple(i for i in self.axes if i is not None)
@@ -153,8 +162,9 @@ class Patches:
         return replace(self, values=values, num_sides=2)
 
     def plus(self, other: "Patches") -> "Patches | None":
-        """The sum, if the windows move alike."""
-        if (self.strides, self.axes) != (other.strides, other.axes):
+        """The sum, if the windows move alike and belong to the same entries."""
+        ways = [(each.strides, each.axes, each.order) for each in (self, other)]
+        if ways[0] != ways[1]:
             return None
         low = tuple(map(max, self.lows, other.lows))
         high = tuple(
@@ -209,6 +219,34 @@ def from_convolution(node: Node, diagonal: Any) -> Patches:
         node.inputs[0].shape,
         (*in_spatial, in_features),
         tuple(sorted(range(count + 1), key=lambda i: start[i])),
+    )
+
+
+def from_diagonal(
+    diagonal: Any, spatial: Sequence[int], channels: int | None
+) -> Patches:
+    """The rows of a feature map from a diagonal on it, as windows of one position.
+
+    Args:
+        diagonal: The coefficient of each entry, of the map's shape.
+        spatial: Its spatial axes.
+        channels: Its axis of channels; None where it has none. All others have size 1.
+    """
+    kept = [*spatial, *([] if channels is None else [channels])]
+    rest = [i for i in range(diagonal.ndim) if i not in kept]
+    sizes = [diagonal.shape[i] for i in spatial]
+    count = 1 if channels is None else diagonal.shape[channels]
+    entries = diagonal.transpose(*kept, *rest).reshape(*sizes, count)
+    own = jnp.eye(count, dtype=bool).reshape(count, *[1] * len(sizes), count)
+    values = jnp.where(own, entries[None], 0)
+    start = [-1 if channels is None else channels, *spatial]
+    return Patches(
+        values.reshape(count, *sizes, *[1] * len(sizes), count),
+        (1,) * len(sizes),
+        (0,) * len(sizes),
+        diagonal.shape,
+        (*spatial, channels),
+        tuple(sorted(range(len(start)), key=lambda i: start[i])),
     )
 
 

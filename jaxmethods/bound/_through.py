@@ -24,6 +24,7 @@ from ._rows import (
     negated,
     with_flat,
 )
+from ._windows import WindowSum, are_spatial, pooled, through_windows
 
 # Elementwise: the derivative of each output in its own entry alone.
 ELEMENTWISE = frozenset(
@@ -85,10 +86,20 @@ def _short_cut(node: Node, rows: Rows) -> list[Rows] | None:
     if node.name == "transpose":
         return [patches.transposed(rows, node.params["permutation"])]
     if is_local(node):
-        found = patches.through_convolution(node, rows)
-        covers = math.prod(found.window) >= math.prod(found.sizes)
-        return [Dense(found.dense()) if covers else found]
+        _, features, *spatial = node.params["dimension_numbers"].out_spec
+        if not rows.has_axes((*spatial, features)):
+            return None
+        return [_denser(patches.through_convolution(node, rows))]
+    if node.name == "reduce_window_sum" and are_spatial(node.params, rows):
+        total = WindowSum(node.params)
+        return [_denser(through_windows(total, total, rows, variables[0].shape))]
     return None
+
+
+def _denser(rows: Patches) -> Rows:
+    """Patches, but not where windows are as large as the map."""
+    covers = math.prod(rows.window) >= math.prod(rows.sizes)
+    return Dense(rows.dense()) if covers else rows
 
 
 def _scaled(node: Node, rows: Rows, position: int) -> Rows:
@@ -114,6 +125,9 @@ def _single_entries_through(node: Node, rows: Diagonal | Entries) -> list[Rows] 
         found = patches.from_convolution(node, rows.values)
         if math.prod(found.window) < math.prod(found.sizes):
             return [found]
+    if isinstance(rows, Diagonal) and node.name == "reduce_window_sum":
+        first = pooled(node.params, rows.values)
+        return None if first is None else _short_cut(node, first)
     return None
 
 
@@ -185,11 +199,11 @@ def through_planes(
     planes: Planes, rows: Rows, inputs: Sequence[Variable]
 ) -> tuple[list[Rows | None], Any]:
     """Rows of each input of an operation between two planes, and their bias (R,)."""
+    found = _local_through_planes(planes, rows, inputs)
+    if found is not None:
+        return found
     rows = Dense(rows.dense().astype(planes.lower_bias.dtype))
     positive, negative = jnp.maximum(rows.values, 0), jnp.minimum(rows.values, 0)
-    low, high = rows.spread(planes.lower_bias), rows.spread(planes.upper_bias)
-    flat = rows.flat
-    bias = flat * jnp.where(flat > 0, low, jnp.where(flat < 0, high, 0))
     below: list[Rows | None] = [None] * len(inputs)
     sides = [(planes.lower_map, positive), (planes.upper_map, negative)]
     if planes.lower_map is planes.upper_map:
@@ -201,4 +215,31 @@ def through_planes(
         for i, found in enumerate(jax.vmap(transpose)(part)):
             old = below[i]
             below[i] = Dense(found if old is None else old.values + found)
-    return below, rows.collect(bias)
+    return below, _bias_of_planes(planes, rows)
+
+
+def as_patches(planes: Planes, rows: Rows) -> Rows:
+    """Rows of all entries of a pooled feature map as patches; others as they are."""
+    if isinstance(planes.lower_map, WindowSum) and isinstance(rows, Diagonal):
+        return pooled(planes.lower_map.params, rows.values) or rows
+    return rows
+
+
+def _bias_of_planes(planes: Planes, rows: Rows) -> Any:
+    flat = rows.flat
+    low, high = rows.spread(planes.lower_bias), rows.spread(planes.upper_bias)
+    return rows.collect(flat * jnp.where(flat > 0, low, jnp.where(flat < 0, high, 0)))
+
+
+def _local_through_planes(
+    planes: Planes, rows: Rows, inputs: Sequence[Variable]
+) -> tuple[list[Rows | None], Any] | None:
+    """`through_planes` of pooled feature maps, whose rows stay patches; else None."""
+    lower, upper = planes.lower_map, planes.upper_map
+    if not (isinstance(lower, WindowSum) and isinstance(upper, WindowSum)):
+        return None
+    if not isinstance(rows, Patches) or not are_spatial(lower.params, rows):
+        return None
+    rows = with_flat(rows, rows.flat.astype(planes.lower_bias.dtype)).inside()
+    below = through_windows(lower, upper, rows, inputs[0].shape)
+    return [_denser(below)], _bias_of_planes(planes, rows)

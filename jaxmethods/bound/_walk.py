@@ -36,12 +36,14 @@ def walk(
     flow, known = start(graph, region, method)
     if linear:
         error_of_inputs(flow)
+    done: set[Variable] = set()
     for node in graph.nodes:
         if refined is not None and not is_affine(node):
             for v in floating(node):
-                if v not in flow.settled:
-                    flow.bounds[v] = meet(flow.bounds[v], refine(flow, v, chunk))
-                    flow.settled.add(v)
+                if v not in flow.settled | done:
+                    found, everywhere = refine(flow, v, chunk)
+                    flow.bounds[v] = meet(flow.bounds[v], found)
+                    (flow.settled if everywhere else done).add(v)
                     refined.append(v)
         visit(flow, known, node)
         if linear:

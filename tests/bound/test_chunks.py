@@ -55,6 +55,17 @@ def test_as_tight_as_passes_from_every_entry(act, x64, monkeypatch):
     assert (np.abs(some - every) <= 1e-6 * width).all()
 
 
+@pytest.mark.parametrize("shift", [-1, 1])
+def test_a_rectifier_of_decided_entries_is_as_tight_as_they_are(shift, x64):
+    weights = [w.astype(float) for w in WEIGHTS[:2]]  # 40 outputs: passes in steps
+    inside = lambda x: shift * (net(weights, x) + 10)  # noqa: E731
+    fn = lambda x: jnp.abs(inside(x))  # noqa: E731
+    run = lambda f: jax.jit(bound.crown(f))(bound.Ball(X[0].astype(float), 0.1))  # noqa: E731
+    got, want = run(fn), run(inside)
+    width = want.upper - want.lower
+    np.testing.assert_allclose(got.upper - got.lower, width, rtol=1e-6)
+
+
 def sets():
     x = np.linspace(-1, 1, SIZES[1]) ** 3
     ball = lambda p: bound.Ball(jnp.asarray(x), 0.3, p)  # noqa: E731

@@ -48,16 +48,60 @@ def residual(x):
     return nhwc(x + nhwc(x, K3, (1, 1), "SAME") - 2 * x, K2, (2, 2), "SAME")
 
 
+def pool(x, fold, window, strides, padding, dilation=None):
+    start = {lax.add: 0.0, lax.max: -jnp.inf, lax.min: jnp.inf}[fold]
+    options = {"window_dilation": dilation}
+    return lax.reduce_window(x, start, fold, window, strides, padding, **options)
+
+
+EDGES = ((1, 2), (0, 1), (0, 0))
+
+
+def averaged(x):
+    x = nhwc(x, K1, (1, 1), "SAME")
+    x = pool(x, lax.add, (3, 2, 1), (2, 1, 1), EDGES, (1, 3, 1)) / 6
+    return nhwc(x, K3, (1, 2), "SAME")
+
+
+def averaged_last(x):
+    x = nchw(x.transpose(2, 0, 1), K1, (2, 1), "SAME")
+    return pool(x, lax.add, (1, 2, 2), (1, 1, 2), "VALID")
+
+
+def one_channel(x):
+    x = nhwc(x, K1[:, :, :, :1], (1, 2), "SAME")[:, :, 0]
+    return pool(x, lax.add, (3, 2), (2, 1), EDGES[:2], (1, 2))
+
+
+def other_axes_first(x):
+    """The second convolution counts the axes of the first one's map the other way."""
+    x = nhwc(x, K1, (2, 1), "SAME")[None]
+    dims = ("NWHC", "HWIO", "NWHC")
+    return lax.conv_general_dilated(x, K2, (1, 2), "SAME", dimension_numbers=dims)[0]
+
+
+def branches_count_differently(x):
+    x, y = x[None, :7, :7], nhwc(x[:7, :7], K3[:, :, :2], (1, 1), "SAME")
+    dims = ("NHWC", "WHIO", "NHWC")
+    other = lax.conv_general_dilated(
+        x, K3[::-1, :, :2], (1, 1), "SAME", dimension_numbers=dims
+    )
+    return y + other[0]
+
+
 NORMS = {1: jnp.inf, 2: 2, jnp.inf: 1}
+LOCAL = [two, channels_first, residual, averaged, averaged_last, one_channel]
 
 
-@pytest.mark.parametrize("fn", [two, channels_first, residual])
+@pytest.mark.parametrize("fn", [*LOCAL, other_axes_first, branches_count_differently])
 def test_patches_are_the_jacobian(fn, x64):
     @jax.jit
     def ours(x):
         flow = walk(fn, (bound.Ball(x, 0.1),), "a test", linear=True)
         state = backward(flow, flow.graph.outputs[0], "both")
         rows = state.rows[flow.graph.inputs[0]]
+        if fn not in LOCAL:
+            return [rows.dense()]
         assert isinstance(rows, Patches)
         doubled, products = (
             both_signs(rows).dense(),
@@ -74,12 +118,50 @@ def test_patches_are_the_jacobian(fn, x64):
         rows = flat.reshape(-1, *x.shape)
         products = flat @ x.reshape(-1)
         upper = [r.reshape(want.shape[:-3]) for r in reach]
+        if fn not in LOCAL:
+            return [rows]
         return rows, jnp.concatenate([rows, -rows]), (products, products), upper
 
     x = jnp.asarray(RNG.normal(size=(11, 12, 2)))
     got, want = (jax.tree.leaves(f(x)) for f in (ours, theirs))
     for a, b in zip(got, want, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+
+
+def pooled(x):
+    """Windows that overlap, between a rectifier and a smooth function."""
+    x = jax.nn.relu(nhwc(x, K1, (1, 1), "SAME"))
+    x = jnp.tanh(pool(x, lax.max, (3, 2, 1), (2, 1, 1), EDGES, (1, 3, 1)))
+    return pool(nhwc(x, K2, (1, 1), "SAME"), lax.min, *[(2, 2, 1)] * 2, "SAME")
+
+
+def pooled_last(x):
+    x = nchw(x.transpose(2, 0, 1), K1, (1, 1), "SAME")
+    x = jax.nn.relu(pool(x, lax.max, *[(1, 2, 2)] * 2, "VALID"))
+    return nchw(x, K3, (1, 1), "SAME")
+
+
+@pytest.mark.parametrize("fn", [pooled, pooled_last])
+def test_pools_go_back_as_patches_of_the_same_bounds(fn, x64):
+    ball = bound.Ball(jnp.asarray(RNG.uniform(size=(14, 13, 2))), 0.03)
+
+    def rows(ball):
+        flow = walk(fn, (ball,), "a test", linear=True)
+        state = backward(flow, flow.graph.outputs[0], "both")
+        return state.rows[flow.graph.inputs[0]]
+
+    found = jax.jit(bound.crown(fn))(ball)
+    kinds = []
+    jax.jit(lambda ball: kinds.append(rows(ball)))(ball)
+    assert isinstance(kinds[0], Patches)
+    # Passes in steps carry dense rows.
+    dense = jax.jit(bound.crown(fn, chunk=64))(ball)
+    for a, b in zip(found, dense, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+    noise = RNG.uniform(-0.03, 0.03, size=(500, *ball.center.shape))
+    values = jax.vmap(fn)(ball.center[None] + noise)
+    assert (values >= found.lower[None]).all() and (values <= found.upper[None]).all()
+    assert float((found.upper - found.lower).min()) > 1e-3
 
 
 def test_sums_of_rows_of_different_kinds():
