@@ -40,6 +40,7 @@ from ._registry import registered_interval, remedy
 from ._rounding import SUMS, as_dtype, num_terms, outward, unit
 from ._sets import Bounds
 from ._softmax import interval_of_softmax
+from ._steep import STEEP, finite_derivatives
 from ._wrapping import unless_wrapped
 
 Rule = Callable[..., Any]
@@ -62,6 +63,8 @@ def interval(node: Node, operands: list[Any], method: str) -> list[Bounds]:
     if rule is None:
         raise missing_rule(method, node.equation, remedy(node.name))
     _check_real(node, method)
+    if node.name in STEEP:
+        operands = [finite_derivatives(x) for x in operands]
     if node.name in SUMS:
         operands = [_before_sum(node, x) for x in operands]
     bounds = rule(node, *operands)

@@ -44,6 +44,10 @@ VERTICES = {
     "silu": -1.278464542761074,
     "square": 0.0,
 }
+# Those of them that are 0 far below their vertex.
+_VANISHING = frozenset({"gelu", "gelu_tanh", "silu"})
+# Beyond, 1 + tanh in GELU is 0 or 2 in every dtype.
+_FAR = 16.0
 # Which operands say where to read or write.
 _FIRST_INDEX = {
     "dynamic_slice": 1,
@@ -137,10 +141,15 @@ def subtract(node: Node, x: Any, y: Any) -> Bounds:
 
 def with_vertex(node: Node, x: Bounds, *constants: Any) -> Bounds:
     """A function of `VERTICES`, or an even power."""
+    if node.name in _VANISHING:
+        # At -inf they are 0 but come out as NaN; at the least number they are 0 too.
+        least = float(jnp.finfo(x.lower.dtype).min)
+        x = Bounds(*(jnp.where(end == -jnp.inf, least, end) for end in x))
     found = turning_at(VERTICES.get(node.name, 0.0), node, x, *constants)
     if node.name != "gelu_tanh":
         return found
-    error = 4 * float(jnp.finfo(x.lower.dtype).eps) * largest(x)  # of 1 + tanh
+    # What 1 + tanh loses; it is 0 or 2 exactly for larger arguments.
+    error = 4 * float(jnp.finfo(x.lower.dtype).eps) * jnp.minimum(largest(x), _FAR)
     return Bounds(found.lower - error, found.upper + error)
 
 

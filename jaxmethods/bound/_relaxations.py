@@ -20,6 +20,7 @@ from ._registry import registered_interval, registered_relaxation
 from ._rounding import largest, num_terms, unit
 from ._sets import Bounds
 from ._softmax import relax_softmax
+from ._steep import STEEP, finite_derivatives
 from ._univariate import usable
 
 Shape = Callable[..., Family]
@@ -33,6 +34,8 @@ def relax(node: Node, operands: list[Any], bounds: list[Bounds]) -> Relaxation:
         operands: `Bounds` for each variable operand, the array of each constant.
         bounds: The bounds of the node's outputs.
     """
+    if node.name in STEEP:
+        operands = [finite_derivatives(x) for x in operands]
     rule = registered_relaxation(node.name)
     if rule is None and registered_interval(node.name) is None:
         rule = mccormick if is_bilinear(node) else _RULES.get(node.name)

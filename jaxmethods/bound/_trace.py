@@ -25,7 +25,7 @@ BRANCHES: Mapping[str, Any] = {
     "cond": inline_cond,
     ANNOTATED: keep_whole,
     # What bounds themselves are made of: they may be bounded as well.
-    **dict.fromkeys(("any_example", "materialize"), skip),
+    **dict.fromkeys(("any_example", "finite_derivatives", "materialize"), skip),
 }
 _UNROLLED = {**BRANCHES, "scan": unroll_scan}
 

@@ -24,6 +24,7 @@ from ._planes import Family, Lines, between
 from ._products import without_nan
 from ._rounding import largest, unit
 from ._sets import Bounds, meet
+from ._steep import finite_derivatives
 
 _NUM_CELLS = 16  # even, so that the middle of the interval is an end of a cell
 
@@ -51,6 +52,8 @@ class Wedges(NamedTuple):
         inside: The function on each cell, by interval arithmetic.
         slopes: Its derivative on each cell; infinite where it is not known.
         jump: How much the function may jump within each cell.
+        usable: (*shape), whether the interval has ends and a width that are finite; the
+            rest is of another interval, finite too, elsewhere.
     """
 
     points: Any
@@ -58,12 +61,13 @@ class Wedges(NamedTuple):
     inside: Bounds
     slopes: Bounds
     jump: Any
+    usable: Any
 
 
 def interval(node: Node, x: Bounds) -> Bounds:
     """The interval of a node "univariate"."""
     fn = node.params["function"]
-    return materialized(meet(fn.value(x), range_in(wedges(fn, x))))
+    return materialized(meet(without_nan(fn.value(x)), range_in(wedges(fn, x))))
 
 
 def relax(node: Node, x: Bounds, bounds: Bounds) -> Family:
@@ -73,6 +77,9 @@ def relax(node: Node, x: Bounds, bounds: Bounds) -> Family:
 
 def wedges(fn: Univariate, x: Bounds) -> Wedges:
     """Encloses a function over an interval, cell by cell."""
+    # Infinities would come back in derivatives, as NaN, even from where nobody reads.
+    finite = jnp.isfinite(x.upper - x.lower)
+    x = finite_derivatives(Bounds(*(jnp.where(finite, end, 0) for end in x)))
     share = jnp.arange(_NUM_CELLS, dtype=x.lower.dtype) / _NUM_CELLS
     share = share.reshape(-1, *[1] * x.lower.ndim)
     points = jnp.minimum(
@@ -97,7 +104,7 @@ def wedges(fn: Univariate, x: Bounds) -> Wedges:
     for (t, _), found in zip(near, jumps, strict=True):
         height = jax.lax.stop_gradient(found.upper - found.lower)
         jump = jump + jnp.where((a <= t[None]) & (t[None] <= b), height, 0)
-    return Wedges(points, values, inside, slopes, jump)
+    return Wedges(points, values, inside, slopes, jump, finite)
 
 
 def _around(threshold: Any, like: Any) -> tuple[Any, Bounds]:
@@ -124,7 +131,7 @@ def _over(extension: Any, cells: list[Bounds]) -> list[Bounds]:
 def negated(w: Wedges) -> Wedges:
     """Wedges of minus the function."""
     turned = [Bounds(-v.upper, -v.lower) for v in (w.values, w.inside, w.slopes)]
-    return Wedges(w.points, turned[0], turned[1], turned[2], w.jump)
+    return Wedges(w.points, turned[0], turned[1], turned[2], w.jump, w.usable)
 
 
 def least(w: Wedges, slope: Any) -> Any:
@@ -136,9 +143,7 @@ def least(w: Wedges, slope: Any) -> Any:
     turns = (fall < 0) & (rise > 0)
     known = jnp.isfinite(fall) & jnp.isfinite(rise)
     fall, rise = jnp.where(known, fall, -1), jnp.where(known, rise, 1)
-    both = jnp.where(turns, rise - fall, 1)
-    bottom = (at_a * rise - at_b * fall + fall * rise * (b - a)) / both
-    bottom = jnp.where(known, bottom, -jnp.inf)
+    bottom = jnp.where(known, _bottom(at_a, at_b, fall, rise, b - a), -jnp.inf)
     ends = jnp.minimum(at_a, at_b)
     wedge = jnp.where(turns, jnp.minimum(bottom, ends), ends) - w.jump
     plain = w.inside.lower - jnp.maximum(slope * a, slope * b)
@@ -146,8 +151,21 @@ def least(w: Wedges, slope: Any) -> Any:
     size = largest(w.values)
     size = jnp.maximum(size[:-1], size[1:]) + jnp.abs(slope) * largest(Bounds(a, b))
     lowest = jnp.min(found - unit(4, size.dtype) * size, axis=0)
-    # Cells of an endless interval are NaN, which compiled minima may lose.
-    return jnp.where(jnp.isfinite(w.points[-1] - w.points[0]), lowest, -jnp.inf)
+    return jnp.where(w.usable, lowest, -jnp.inf)
+
+
+def _bottom(at_a: Any, at_b: Any, fall: Any, rise: Any, width: Any) -> Any:
+    """Where a line that falls from a and one that rises to b meet.
+
+    The mean of the lines with weights that cancel their slopes, which is the same
+    everywhere: so its derivatives are those for fixed weights at a fixed point, the
+    meeting point. Those of the quotients would divide by the square of a difference of
+    slopes, which underflows where the function is nearly constant.
+    """
+    both = jnp.where((fall < 0) & (rise > 0), rise - fall, 1)
+    at = jnp.clip((at_a - at_b + rise * width) / both, 0, width)
+    share, rest, at = jax.lax.stop_gradient((rise / both, -fall / both, at))
+    return share * (at_a + fall * at) + rest * (at_b + rise * (at - width))
 
 
 def range_in(w: Wedges) -> Bounds:

@@ -136,8 +136,9 @@ def test_a_rectifiers_derivative_is_bounded():
     check_holds(slope, ball, (bound.crown,), noise)
 
 
-def test_bounds_have_derivatives(x64):
-    fn = FUNCTIONS["relu squared"]
+@pytest.mark.parametrize("name", ["relu squared", "silu"])
+def test_bounds_have_derivatives(name, x64):
+    fn = FUNCTIONS[name]
 
     def width(ends):
         bounds = bound.crown(lambda x: fn(x).sum() - x.sum())(bound.Box(*ends))
@@ -162,6 +163,54 @@ def test_an_endless_interval_among_many_contains_the_function(fn, x64):
         each = jax.jit(jax.vmap(lambda a, b, m=method: m(fn)(bound.Box(a, b))))
         low, high = each(lower, upper)
         assert low[-1] <= 0 and high[-1] == np.inf
+
+
+@pytest.mark.parametrize(
+    "fn, least, at_one",
+    [
+        (jax.nn.silu, -0.278465, 0.731059),
+        (lambda x: x * jax.nn.sigmoid(x), -0.278465, 0.731059),
+        (jax.nn.gelu, -0.170041, 0.841192),
+        (lambda x: jax.nn.gelu(x, approximate=False), -0.169972, 0.841345),
+    ],
+)
+def test_a_function_that_vanishes_far_below_has_its_range_there(fn, least, at_one):
+    """At -inf it is computed as -inf times 0, which is NaN."""
+    lower = np.float32([-np.inf, -np.inf, -np.inf, -2, 1, 0])
+    upper = np.float32([np.inf, -20, 1, np.inf, np.inf, np.inf])
+    want = [least, 0, least, least, at_one, 0], [np.inf, 0, at_one, *[np.inf] * 3]
+    methods = bound.ibp, bound.crown_ibp, bound.crown, bound.forward
+    run = jax.jit(lambda a, b: [method(fn)(bound.Box(a, b)) for method in methods])
+    for got in run(lower, upper):
+        np.testing.assert_allclose(got.lower, want[0], atol=1e-4)
+        np.testing.assert_allclose(got.upper, want[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["silu", "mish"])
+def test_derivatives_are_finite_where_a_function_is_nearly_constant(name):
+    """Far below 0 the slopes are so small that their squares underflow."""
+    lower = np.float32([-90, -90, -100, -60, -1e30])
+    upper = np.float32([-80, 90, 100, 1, 1e30])
+
+    def width(lower, upper):
+        found = bound.crown(FUNCTIONS[name])(bound.Box(lower, upper))
+        return jnp.sum(found.upper - found.lower)
+
+    slopes = jax.jit(jax.grad(width, (0, 1)))(lower, upper)
+    assert all(np.isfinite(slope).all() for slope in slopes)
+    if name == "silu":  # whose range on [-90, 90] grows with its upper end alone
+        assert abs(slopes[0][1]) < 1e-3 and abs(slopes[1][1] - 1) < 1e-3
+
+
+def test_no_derivative_comes_back_from_an_endless_interval():
+    lower, upper = np.float32([-np.inf, -1, 0.0]), np.float32([np.inf, 1, np.inf])
+
+    def least(lower, upper):
+        found = bound.ibp(jax.nn.silu)(bound.Box(lower, upper))
+        return jnp.sum(found.lower)
+
+    for slope in jax.jit(jax.grad(least, (0, 1)))(lower, upper):
+        assert np.isfinite(slope).all()
 
 
 def test_infinite_and_empty_widths_do_not_make_nan():
