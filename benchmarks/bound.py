@@ -1,4 +1,4 @@
-"""Bounds of five small nets beside auto_LiRPA, immrax and bounds written by hand.
+"""Bounds of six small nets beside auto_LiRPA, immrax and bounds written by hand.
 
     NPROC=1 taskset -c 0 python -m benchmarks bound [--quick]
 

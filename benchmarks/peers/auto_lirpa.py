@@ -113,7 +113,7 @@ def _in_torch_layout(name: str, weights: dict[str, Any]) -> dict[str, Any]:
     found = {}
     for key, value in weights.items():
         if value.ndim == 2:
-            if key == "w0" and name in ("cnn", "residual"):
+            if key == "w0" and name in ("cnn", "pooled", "residual"):
                 size = 7  # of the feature map that is flattened
                 value = value.reshape(size, size, -1, value.shape[1])
                 value = value.permute(2, 0, 1, 3).flatten(0, 2)
@@ -144,6 +144,12 @@ def _cnn(net: Any, x: Any) -> Any:
     for name in "kl":
         x = torch.relu(_conv(net, x, name, 2))
     return _dense(net, torch.relu(_dense(net, x.flatten(1), 0)), 1)
+
+
+def _pooled(net: Any, x: Any) -> Any:
+    for name in "kl":
+        x = functional.max_pool2d(torch.relu(_conv(net, x, name, 1)), 2)
+    return _dense(net, x.flatten(1), 0)
 
 
 def _residual(net: Any, x: Any) -> Any:
@@ -193,6 +199,7 @@ def _lstm(net: Any, x: Any) -> Any:
 _FORWARDS: dict[str, Callable[[Any, Any], Any]] = {
     "mlp": _mlp,
     "cnn": _cnn,
+    "pooled": _pooled,
     "residual": _residual,
     "transformer": _transformer,
     "lstm": _lstm,

@@ -1,4 +1,4 @@
-"""Five small classifiers of 28 x 28 images, with random weights."""
+"""Six small classifiers of 28 x 28 images, with random weights."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -55,6 +55,16 @@ def cnn(params: dict, x: jax.Array) -> jax.Array:
         x = jax.nn.relu(_convolved(x, params, name, stride=2))
     x = jax.nn.relu(x.reshape(-1) @ params["w0"] + params["b0"])
     return x @ params["w1"] + params["b1"]
+
+
+def pooled(params: dict, x: jax.Array) -> jax.Array:
+    """Convolutions 8 and 16, 3 x 3, each before a 2 x 2 max pool; dense 10."""
+    x = x[None]
+    for name in "kl":
+        x = jax.nn.relu(_convolved(x, params, name, stride=1))
+        window = (1, 2, 2, 1)
+        x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, window, "VALID")
+    return x.reshape(-1) @ params["w0"] + params["b0"]
 
 
 def residual(params: dict, x: jax.Array) -> jax.Array:
@@ -143,6 +153,11 @@ def _cnn() -> Net:
     return Net(cnn, _drawn(shapes), 0.02)
 
 
+def _pooled() -> Net:
+    shapes = {"k": (3, 3, 1, 8), "l": (3, 3, 8, 16), "w0": (784, 10)}
+    return Net(pooled, _drawn(shapes), 0.01)
+
+
 def _residual() -> Net:
     shapes = {
         "k": (3, 3, 1, 8),
@@ -179,6 +194,7 @@ def _lstm() -> Net:
 NETS: dict[str, Callable[[], Net]] = {
     "mlp": _mlp,
     "cnn": _cnn,
+    "pooled": _pooled,
     "residual": _residual,
     "transformer": _transformer,
     "lstm": _lstm,

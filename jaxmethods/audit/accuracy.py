@@ -6,12 +6,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from ..core import check_integer
 from ..influence.faster import faster
-from ..robust import apgd, pgd
-from .cost import cost
+from ..robust import pgd
+from ..robust.apgd import OBJECTIVES, is_robust
+from .compiling import on_cpu, quick
+from .cost import Cost, cost
 from .levels import held
 from .model import (
     Apply,
@@ -30,6 +33,9 @@ _LEAD = 8.0
 # Entries of all operations on all inputs: with fewer a faster program does not make up
 # for the time that it takes longer to compile.
 _SMALL = 2**24
+# Entries of the largest array of a model, over the inputs attacked at once: in the
+# caches of a CPU a gradient takes less time.
+_CACHED = 2**17
 
 
 class Accuracy(NamedTuple):
@@ -114,19 +120,17 @@ def accuracy(
     radii = check_radii(eps, norm)
     check_range(model.inputs, bounds)
     chunk = min(check_integer(chunk, "chunk", 1), count)
-    names = ("ce", "dlr")[: 2 if model.num_classes > 2 else 1]
-    follows, climbs, sees = _programs(model, names, norm, limits(bounds))
+    plain = cost(model.apply, model.params, model.inputs[0])
+    if on_cpu():
+        chunk = min(chunk, max(1, _CACHED // plain.largest))
+    follows, climbs, sees = _programs(model, plain, norm, limits(bounds))
+    # Of two classes the ratio has none to compare with.
+    goals = range(min(model.num_classes - 1, len(OBJECTIVES)))
 
-    def shares(name: str, holds: Any, levels: Sequence[Any], start: Any = None) -> Any:
-        return held(
-            holds,
-            levels,
-            model.inputs,
-            labels,
-            chunk=chunk,
-            start=start,
-            label=name if progress else None,
-        )
+    def shares(name: str, holds: Any, levels: Sequence[Any], **how: Any) -> Any:
+        text = name if progress else None
+        data = model.inputs, labels
+        return held(holds, levels, *data, chunk=chunk, label=text, **how)
 
     levels = [(model.params, e) for e in radii]
     correct = jax.jit(partial(is_right, model.apply))
@@ -134,18 +138,20 @@ def accuracy(
     # In as many pieces of even size: the rest of the last one is computed for nothing.
     kept = max(1, int(right.sum()))
     chunk = -(-kept // -(-kept // chunk))
-    by_pgd = shares("PGD attack", follows, levels, right)
+    by_pgd = shares("PGD attack", follows, levels, start=right)
     # The second objective sees what the first has not turned.
     by_apgd = shares(
         "APGD attack",
-        lambda level, *data: climbs[level[2]](level[:2], *data),
-        [(*level, name) for level in levels for name in names],
-        right,
-    )[len(names) - 1 :: len(names)]
+        climbs,
+        [(*level, goal) for level in levels for goal in goals],
+        start=right,
+        # They are turned soon, and a batch of them ends.
+        first=np.repeat(~by_pgd, len(goals), 0),
+    )[len(goals) - 1 :: len(goals)]
     left = by_pgd[-1] & by_apgd[-1]
     blind = left
     if left.any():
-        blind = left & ~shares("gradients", sees, levels[:1], left)[0]
+        blind = left & ~shares("gradients", sees, levels[:1], start=left)[0]
     _check_gradients(right, blind)
     return Accuracy(
         radii,
@@ -158,21 +164,17 @@ def accuracy(
 
 
 def _programs(
-    model: Model, names: Sequence[str], norm: str, bounds: tuple[float, float]
-) -> tuple[Any, dict[str, Any], Any]:
-    """PGD, APGD by the name of its objective, and whether there is a gradient."""
-    plain = cost(model.apply, model.params, model.inputs[0])
+    model: Model, plain: Cost, norm: str, bounds: tuple[float, float]
+) -> tuple[Any, Any, Any]:
+    """PGD, APGD, and whether there is a gradient."""
     large = plain.entries * len(model.inputs) > _SMALL
     fast = faster(model.apply) if large else model.apply
     how = {"norm": norm, "bounds": bounds}
-    climbs = {
-        name: jax.jit(partial(survives_apgd, fast, objective=name, **how))
-        for name in names
-    }
+    climbs = quick(partial(survives_apgd, fast, **how))
     # It runs once an input: optimising it would cost more.
     plainly = {"xla_backend_optimization_level": 0}
     sees = jax.jit(partial(has_gradient, fast), compiler_options=plainly)
-    return jax.jit(partial(survives_pgd, fast, **how)), climbs, sees
+    return quick(partial(survives_pgd, fast, **how)), climbs, sees
 
 
 def _check_gradients(right: Any, blind: Any) -> None:
@@ -299,11 +301,10 @@ def has_gradient(
 
 def survives_apgd(
     apply: Apply,
-    level: tuple[Any, Any],
+    level: tuple[Any, Any, Any],
     inputs: jax.Array,
     labels: jax.Array,
     *,
-    objective: str,
     norm: str,
     bounds: tuple[float, float],
 ) -> jax.Array:
@@ -311,15 +312,14 @@ def survives_apgd(
 
     Args:
         apply: Of one input.
-        level: (params, radius).
+        level: (params, radius, objective), 0 for "ce" and 1 for "dlr".
         inputs: (n, ...).
         labels: (n,).
-        objective: "ce" or "dlr".
         norm: "linf" or "l2".
         bounds: Of an entry.
     """
-    params, eps = level
-    attack = apgd(
+    params, eps, objective = level
+    return is_robust(
         tempered(apply, params, inputs, labels),
         inputs,
         labels,
@@ -329,5 +329,3 @@ def survives_apgd(
         objective=objective,
         bounds=bounds,
     )
-    robust: Any = attack.robust
-    return robust

@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from .. import bound
 from ..core import check_choice, check_integer
+from .compiling import on_cpu, quick
 from .cost import Cost, cost
 from .levels import reached
 from .model import Apply, check_labels, check_range, read_model
@@ -26,6 +27,9 @@ METHODS: dict[str, Callable[..., Callable[..., Any]]] = {
 _FEW = 2**35
 # Entries of the largest array: programs need up to eight times as many, 1 GB.
 AT_ONCE = 2**25
+# The same on CPUs, where a larger batch is no faster: up to 32 MB, which malloc keeps.
+# What is larger it gives back after each call, and clearing pages takes half the time.
+_ON_CPU = 2**20
 
 
 class Certificates(NamedTuple):
@@ -73,8 +77,9 @@ def certificates(
         norm: "linf" or "l2".
         bounds: The least and the greatest value of an entry; None for no limits.
         method: "ibp" (cheapest), "crown_ibp", "crown", "alpha_crown" (tightest); "auto"
-            takes "crown" where a count of its operations, times the inputs, says that
-            half a minute of a core will do, else "crown_ibp".
+            takes "crown" where a count of its operations says that half a minute of a
+            core will do for all inputs, or that it costs at most twice "crown_ibp",
+            else that.
         batched: Whether `apply` takes a batch; None: found out.
         chunk: How many inputs are bounded at once, at most: fewer where their arrays
             would be large.
@@ -114,8 +119,7 @@ def certificates(
 
     method, work = chosen(method, needs, count)
     rows = rows_at_once(method, work, cost(model.apply, model.params, model.inputs[0]))
-    few = max(1, AT_ONCE // work.largest)
-    proves = jax.jit(
+    proves = quick(
         partial(is_certified, model.apply, method=method, num_rows=rows, **how)
     )
     number = reached(
@@ -123,7 +127,7 @@ def certificates(
         np.asarray(radii),
         model.inputs,
         labels,
-        chunk=min(check_integer(chunk, "chunk", 1), count, few),
+        chunk=min(check_integer(chunk, "chunk", 1), count, inputs_at_once(work)),
         label="certificates" if progress else None,
     )
     shares = [float((number > k).mean()) for k in range(len(radii))]
@@ -143,10 +147,19 @@ def chosen(method: str, needs: Callable[[str], Cost], count: int) -> tuple[str, 
     """
     if method != "auto":
         return method, needs(method)
-    work = needs("crown")
-    if work.entries * count <= _FEW:
-        return "crown", work
-    return "crown_ibp", needs("crown_ibp")
+    least, work = needs("crown_ibp"), needs("crown")
+    few = max(_FEW, 2 * least.entries * count)
+    return ("crown", work) if work.entries * count <= few else ("crown_ibp", least)
+
+
+def inputs_at_once(work: Cost) -> int:
+    """How many inputs are bounded at once, at most.
+
+    Args:
+        work: What bounds of one input need.
+    """
+    most = min(AT_ONCE, _ON_CPU) if on_cpu() else AT_ONCE
+    return max(1, most // work.largest)
 
 
 def rows_at_once(method: str, work: Cost, plain: Cost) -> int | None:
@@ -199,4 +212,7 @@ def is_certified(
         margins = bound.margins(lambda x: apply(params, x), label)
         return jnp.all(METHODS[method](margins, **options)(region).lower > 0)
 
-    return jax.vmap(one)(inputs, labels, jnp.broadcast_to(eps, labels.shape))
+    radii = jnp.broadcast_to(eps, labels.shape)
+    if len(labels) == 1:  # XLA takes up to ten times longer for sums of batches of one
+        return one(inputs[0], labels[0], radii[0])[None]
+    return jax.vmap(one)(inputs, labels, radii)

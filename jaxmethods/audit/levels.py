@@ -35,6 +35,7 @@ def held(
     *,
     chunk: int,
     start: np.ndarray | None = None,
+    first: np.ndarray | None = None,
     label: str | None = None,
 ) -> np.ndarray:
     """For which inputs a predicate holds at a level and at all before it.
@@ -50,6 +51,8 @@ def held(
         labels: (n,).
         chunk: How many inputs a call takes.
         start: (n,) bool, the inputs to try; None for all.
+        first: (levels, n) bool, the inputs that come in the first calls of a level;
+            None for the order that they have.
         label: What the progress bar says; None for no bar.
 
     Returns:
@@ -67,6 +70,8 @@ def held(
     def work() -> Iterator[None]:
         alive = np.arange(len(labels)) if start is None else np.flatnonzero(start)
         for number, level in enumerate(levels):
+            if first is not None:
+                alive = alive[np.argsort(~first[number, alive], kind="stable")]
             steps = list(pieces(alive, chunk))
             for rows, count in steps:
                 answer = np.asarray(holds(level, inputs[rows], labels[rows]))

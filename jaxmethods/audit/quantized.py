@@ -12,7 +12,8 @@ from jax.typing import ArrayLike
 from .. import bound
 from ..core import check_choice, check_integer
 from .accuracy import is_right
-from .certificates import AT_ONCE, METHODS
+from .certificates import METHODS, inputs_at_once
+from .compiling import quick
 from .cost import cost
 from .levels import held
 from .model import Apply, check_labels, read_model
@@ -111,9 +112,9 @@ def quantized(
     needs = partial(is_certified_for_weights, model.apply, method=method)
     work = cost(needs, boxes[0], model.inputs[:1], labels[:1])
     few = _ENTRIES // (sum(sizes) * (model.num_classes - 1))
-    few = max(1, min(few, AT_ONCE // work.largest, chunk))
+    few = max(1, min(few, inputs_at_once(work), chunk))
     right = jax.jit(partial(is_right, model.apply))
-    proves = jax.jit(needs)
+    proves = quick(needs)
     name = "quantized weights" if progress else None
     data = model.inputs, labels
     levels = [(rounded(model.params, b, per=per), 0.0) for b in bits]

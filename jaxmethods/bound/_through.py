@@ -240,6 +240,6 @@ def _local_through_planes(
         return None
     if not isinstance(rows, Patches) or not are_spatial(lower.params, rows):
         return None
-    rows = with_flat(rows, rows.flat.astype(planes.lower_bias.dtype)).inside()
+    rows = with_flat(rows, rows.flat.astype(planes.lower_bias.dtype))
     below = through_windows(lower, upper, rows, inputs[0].shape)
     return [_denser(below)], _bias_of_planes(planes, rows)

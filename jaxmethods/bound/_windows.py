@@ -1,13 +1,15 @@
 """Sums over windows: pooling, and how its rows go back as patches."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..core import materialized
 from ._patches import Patches, from_diagonal
 
 POOLS = frozenset({"reduce_window_max", "reduce_window_min", "reduce_window_sum"})
@@ -32,6 +34,20 @@ class WindowSum:
         if self.chosen is not None:
             listed = jnp.where(self.chosen, listed, 0)
         return jnp.sum(listed, axis=0)
+
+    def counts(self, rows: Patches, which: Sequence[bool]) -> Any:
+        """In how many sums each entry of the value of some rows counts.
+
+        Args:
+            rows: Their value is the one that the windows move over.
+            which: Which entries of a window to look at.
+        """
+        value = jnp.zeros(rows.shape, rows.values.dtype)
+        chosen = jnp.asarray(which).reshape(-1, *[1] * value.ndim)
+        if self.chosen is not None:
+            chosen = self.chosen & chosen
+        sums, transpose = jax.vjp(replace(self, chosen=chosen), value)
+        return transpose(jnp.ones_like(sums))[0]
 
 
 def entries(x: Any, params: Mapping[str, Any], fill: float) -> Any:
@@ -100,34 +116,76 @@ def through_windows(
         rows: Rows of the output for which `are_spatial` holds.
         shape: The shape of the value.
     """
-    rows, params, axes = rows.inside(), lower.params, rows.axes[:-1]
+    moves = [_along(lower.params, i) for i in rows.axes[:-1]]
+    # Windows no larger than the stride do not overlap; larger ones are several of them.
+    blocks = itertools.product(*(range(-(-m.reach // m.stride)) for m in moves))
+    total, *others = (_through_block(lower, upper, rows, shape, b) for b in blocks)
+    for other in others:
+        both = total.plus(other)
+        assert both is not None  # their windows move alike
+        total = both
+    # Several sums read them.
+    return replace(total, values=materialized(total.values))
+
+
+def _through_block(
+    lower: WindowSum,
+    upper: WindowSum,
+    rows: Patches,
+    shape: tuple[int, ...],
+    block: tuple[int, ...],
+) -> Patches:
+    """The rows of a part of each window, where an entry has the coefficient of one sum.
+
+    Coefficients outside of the map of sums come to lie where no window is.
+
+    Args:
+        lower: As for `through_windows`.
+        upper: As for `through_windows`.
+        rows: As for `through_windows`.
+        shape: As for `through_windows`.
+        block: How many strides the part is away from the start of the window.
+    """
+    axes, params = rows.axes[:-1], lower.params
     moves = [_along(params, i) for i in axes]
-    found, zero = (
-        jnp.zeros_like(rows.values, shape=()),
-        jnp.zeros((), rows.values.dtype),
-    )
-    for k, place in enumerate(
-        itertools.product(*map(range, params["window_dimensions"]))
-    ):
-        part = rows.flat
-        if lower.chosen is not None:
-            below, above = (rows.spread(each.chosen[k]) for each in (lower, upper))
-            part = jnp.where(jnp.where(part > 0, below, above), part, 0)
-        edges = [
-            move.edges(0 if i is None else place[i])
-            for i, move in zip(axes, moves, strict=True)
-        ]
-        still = [(0, 0, 0)] * (1 + rows.num_dims)
-        part = part.reshape(rows.values.shape)
-        found = found + lax.pad(part, zero, [*still, *edges, (0, 0, 0)])
-    return replace(
+    lows = zip(rows.lows, moves, block, strict=True)
+    new = replace(
         rows,
-        values=found,
-        strides=tuple(a * m.stride for a, m in zip(rows.strides, moves, strict=True)),
-        lows=tuple(a * m.stride + m.low for a, m in zip(rows.lows, moves, strict=True)),
+        values=_repeated(rows.values, [m.stride for m in moves]),
+        strides=tuple(s * m.stride for s, m in zip(rows.strides, moves, strict=True)),
+        lows=tuple((low - b) * m.stride + m.low for low, m, b in lows),
         shape=shape,
-        is_inside=False,
+        is_inside=True,
     )
+    which = [
+        all(
+            i is None or place[i] * m.dilation // m.stride == b
+            for i, m, b in zip(axes, moves, block, strict=True)
+        )
+        for place in itertools.product(*map(range, params["window_dimensions"]))
+    ]
+    below, above = (new.spread(each.counts(new, which)) for each in (lower, upper))
+    # Choices by sign would be written to memory before they are multiplied on.
+    flat = new.flat
+    flat = flat * ((below + above) / 2) + jnp.abs(flat) * ((below - above) / 2)
+    return replace(new, values=flat.reshape(new.values.shape))
+
+
+def _repeated(values: Any, times: Sequence[int]) -> Any:
+    """Each place of the windows so often along each dimension.
+
+    As one broadcast, which fuses with what follows; two would be written to memory.
+    """
+    count = len(times)
+    *first, channels = values.shape
+    kept, window = first[: 1 + count], first[1 + count :]
+    pairs = list(zip(window, times, strict=True))
+    ones = [n for size, _ in pairs for n in (size, 1)]
+    both = [n for pair in pairs for n in pair]
+    found = jnp.broadcast_to(
+        values.reshape(*kept, *ones, channels), (*kept, *both, channels)
+    )
+    return found.reshape(*kept, *(size * n for size, n in pairs), channels)
 
 
 class _Move(NamedTuple):
@@ -139,10 +197,10 @@ class _Move(NamedTuple):
     low: int = 0
     high: int = 0
 
-    def edges(self, place: int) -> tuple[int, int, int]:
-        """How coefficients of sums are padded to be those of an entry of the window."""
-        last = self.size - 1
-        return place * self.dilation, (last - place) * self.dilation, self.stride - 1
+    @property
+    def reach(self) -> int:
+        """How far a window reaches."""
+        return (self.size - 1) * self.dilation + 1
 
 
 def _along(params: Mapping[str, Any], axis: int | None) -> _Move:

@@ -5,7 +5,8 @@ from typing import Any
 
 import jax
 
-from ..core import interpret
+from ..core import interpret, materialized
+from ._pooling import max_pool
 from ._taps import FASTER
 from ._uses import INLINE
 
@@ -35,6 +36,15 @@ def faster(apply: Apply) -> Apply:
     def rewritten(params: Any, x: jax.Array) -> jax.Array:
         jaxpr = jax.make_jaxpr(apply)(params, x)
         leaves = jax.tree.leaves((params, x))
-        return interpret(jaxpr, FASTER, leaves, inline=INLINE)[0]
+        return interpret(jaxpr, _RULES, leaves, inline=INLINE)[0]
 
     return rewritten
+
+
+def _pool(site: Any, x: jax.Array) -> Any:
+    # Else every slice computes the activation again, and its derivative is computed in
+    # the loop that puts the slices together, one entry at a time.
+    return max_pool(site, materialized(x))
+
+
+_RULES = FASTER | {"reduce_window_max": _pool}

@@ -20,6 +20,8 @@ from .attack import Attack, ascent, where_input
 from .balls import check_inputs, direction, per_input, projection, random_start
 from .programs import run_detached
 
+RHO = 0.75  # section 3.2
+
 
 def apgd(
     logits: Callable[[jax.Array], jax.Array],
@@ -30,7 +32,7 @@ def apgd(
     num_steps: int,
     norm: str = "linf",
     objective: str = "ce",
-    rho: float = 0.75,
+    rho: float = RHO,
     key: jax.Array | None = None,
     bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Attack:
@@ -100,27 +102,88 @@ def apgd(
 
     def judge(x):
         z = _check_logits(logits(x), x, y, objective)
-        # The argmax of NaNs is a class as well.
-        return loss_of(z, y), (z.argmax(-1) == y) & ~jnp.isnan(z).any(-1)
+        return loss_of(z, y), _reads(z, y)
 
     def attack(x, eps, key):
         project = projection(x, eps, norm, bounds)
         start = project(x if key is None else random_start(key, x, eps, norm))
-
-        def step(search, now):
-            momentum, period = now
-            ahead = search.step_size * direction(search.gradient, norm, floor)
-            search = _move(search, ahead, momentum, project)
-            search = _record(search, *ascent(judge, search.point))
-            return _checkpoint(search, period, rho), None
-
-        momentum = np.full(num_steps, 0.75, eps.dtype)
-        momentum[0] = 1
+        step = _stepping(judge, norm, floor, project, rho)
         search = _begin(start, eps, *ascent(judge, start))
-        search, _ = lax.scan(step, search, (momentum, checkpoints(num_steps)))
+        search, _ = lax.scan(step, search, _schedule(num_steps, eps.dtype))
         return Attack(search.best.point, search.best.loss, search.robust)
 
     return run_detached(attack, x, eps, key)
+
+
+def is_robust(
+    logits: Callable[[jax.Array], jax.Array],
+    x: jax.Array,
+    y: jax.Array,
+    *,
+    eps: jax.Array | float,
+    num_steps: int,
+    norm: str = "linf",
+    objective: jax.Array | int = 0,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> jax.Array:
+    """The field `robust` of `apgd` from `x`, no more steps than it takes to know it.
+
+    The attack ends where every input of the batch was turned, and one program serves
+    all objectives.
+
+    Args:
+      logits: x (B, ...) -> logits (B, C).
+      x: Inputs, (B, ...) floating, inside `bounds`.
+      y: Labels, (B,) integers in 0..C-1.
+      eps: Radius, scalar or (B,), 0 or more; may be traced.
+      num_steps: Gradient steps at most, an int, 1 or more.
+      norm: "linf" or "l2".
+      objective: 0 for "ce", 1 for "dlr", which needs 3 classes; may be traced.
+      bounds: The least and the greatest value of an entry.
+
+    Returns:
+      (B,) bool.
+
+    Raises:
+      TypeError, ValueError: As `apgd`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxmethods.robust.apgd import is_robust
+      >>> logits = lambda x: x @ jnp.array([[1.0, -1.0], [0.0, 1.0]])
+      >>> x, y = jnp.array([[0.9, 0.1], [0.5, 0.6]]), jnp.array([0, 0])
+      >>> is_robust(logits, x, y, eps=0.2, num_steps=5)
+      Array([ True, False], dtype=bool)
+    """
+    x = check_inputs(x, norm, bounds)
+    y = _labels(y, x)
+    eps = per_input(eps, x, "eps")
+    num_steps = check_integer(num_steps, "num_steps", 1)
+
+    def attack(x, eps, which):
+        def judge(x):
+            z = _check_logits(logits(x), x, y, "ce")
+            known = [fn for fn, _ in OBJECTIVES.values()][: z.shape[1] - 1]
+            return lax.switch(which, known, z, y), _reads(z, y)
+
+        project = projection(x, eps, norm, bounds)
+        start = project(x)
+        floors = np.array([floor for _, floor in OBJECTIVES.values()], eps.dtype)
+        step = _stepping(judge, norm, jnp.asarray(floors)[which], project, RHO)
+        schedule = jax.tree.map(jnp.asarray, _schedule(num_steps, eps.dtype))
+
+        def goes_on(state):
+            number, search = state
+            return (number < num_steps) & search.robust.any()
+
+        def once(state):
+            number, search = state
+            return number + 1, step(search, [part[number] for part in schedule])[0]
+
+        search = _begin(start, eps, *ascent(judge, start))
+        return lax.while_loop(goes_on, once, (0, search))[1].robust
+
+    return run_detached(attack, x, eps, jnp.asarray(objective))
 
 
 def checkpoints(num_steps: int) -> np.ndarray:
@@ -189,6 +252,31 @@ class _Search(NamedTuple):
     rises: jax.Array  # steps since the last checkpoint that raised the loss
     halved: jax.Array  # whether the last checkpoint halved the step
     best_at_checkpoint: jax.Array
+
+
+def _reads(z: jax.Array, y: jax.Array) -> jax.Array:
+    # The argmax of NaNs is a class as well.
+    return (z.argmax(-1) == y) & ~jnp.isnan(z).any(-1)
+
+
+def _schedule(num_steps: int, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The momentum of each step, and what `checkpoints` says of it."""
+    momentum = np.full(num_steps, 0.75, dtype)
+    momentum[0] = 1
+    return momentum, checkpoints(num_steps)
+
+
+def _stepping(judge, norm, floor, project, rho: float):
+    """One step of a search, as `lax.scan` takes it, of an entry of the schedule."""
+
+    def step(search: _Search, now) -> tuple[_Search, None]:
+        momentum, period = now
+        ahead = search.step_size * direction(search.gradient, norm, floor)
+        search = _move(search, ahead, momentum, project)
+        search = _record(search, *ascent(judge, search.point))
+        return _checkpoint(search, period, rho), None
+
+    return step
 
 
 def _begin(start, eps, loss, correct, gradient) -> _Search:

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from jaxmethods import audit, robust
+from jaxmethods.audit.levels import held
 from jaxmethods.influence.faster import faster
+from jaxmethods.robust.apgd import is_robust
 
 from . import nets
 
@@ -69,6 +71,48 @@ def test_shares_are_what_the_attacks_leave(norm, bounds):
         assert [got.pgd[number], got.apgd[number]] == [k.mean() for k in kept]
     # The radii tell apart: a larger one turns more.
     assert got.clean == 10 / 12 and got.apgd[0] > got.apgd[2]
+
+
+@pytest.mark.parametrize("norm, eps", [("linf", 0.1), ("l2", 0.2)])
+def test_one_program_knows_what_apgd_leaves_for_each_objective(norm, eps):
+    data, how = (logits, INPUTS, LABELS), {"norm": norm, "num_steps": 20}
+    program = jax.jit(lambda goal: is_robust(*data, eps=eps, objective=goal, **how))
+    found = []
+    for number, name in enumerate(("ce", "dlr")):
+        wanted = robust.apgd(*data, eps=eps, objective=name, **how).robust
+        found.append(np.asarray(program(number)))
+        assert (found[-1] == wanted).all() and 0 < wanted.sum() < len(LABELS)
+    assert program._cache_size() == 1
+
+
+def test_an_attack_ends_where_all_are_turned():
+    calls = []
+
+    def watched(x):
+        jax.debug.callback(lambda: calls.append(0))
+        return x @ jnp.array([[1.0, -1.0], [0.0, 1.0]])
+
+    x, y = jnp.array([[0.6, 0.4], [0.5, 0.4]]), jnp.array([0, 0])
+    for eps, least, most in [(0.3, 2, 10), (0.01, 51, 51)]:
+        calls.clear()
+        left = is_robust(watched, x, y, eps=eps, num_steps=50)
+        jax.effects_barrier()
+        assert left.tolist() == [eps < 0.1] * 2
+        assert least <= len(calls) <= most
+
+
+def test_what_pgd_turned_is_tried_first():
+    tried = []
+
+    def holds(level, inputs, labels):
+        tried.append(inputs[:, 0].tolist())
+        return inputs[:, 0] != level
+
+    first = np.array([[False, True, False, True], [True, False, True, False]])
+    inputs = np.arange(4.0)[:, None]
+    found = held(holds, [3, 1], inputs, np.zeros(4), chunk=2, first=first)
+    assert tried == [[1, 3], [0, 2], [0, 2], [1, 1]]
+    assert found.tolist() == [[True, True, True, False], [True, False, True, False]]
 
 
 def test_slopes_that_are_nan_are_none_and_do_not_stop_the_others():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxmethods import audit, bound
-from jaxmethods.audit.certificates import AT_ONCE, chosen, is_certified
+from jaxmethods.audit.certificates import AT_ONCE, chosen, inputs_at_once, is_certified
 from jaxmethods.audit.cost import Cost
 from jaxmethods.audit.levels import held
 from jaxmethods.audit.quantized import is_certified_for_weights, rounded
@@ -60,23 +60,30 @@ def test_shares_are_what_bound_proves(method, norm, bounds):
 @pytest.mark.parametrize("few, method", [(10**9, "crown"), (10, "crown_ibp")])
 def test_crown_is_taken_where_its_operations_are_few(monkeypatch, few, method):
     monkeypatch.setattr(MODULE, "_FEW", few)
+    costs = iter([Cost(400, 1), Cost(1000, 1), Cost(1, 1)])
+    monkeypatch.setattr(MODULE, "cost", lambda *_: next(costs))
     data = nets.apply, PARAMS, INPUTS, LABELS
     got = audit.certificates(*data, eps=EPS)
+    monkeypatch.undo()
     assert got == audit.certificates(*data, eps=EPS, method=method)
     assert got.method == method
 
 
 def test_twice_the_inputs_cost_twice_as_much(monkeypatch):
-    seen = []
-
     def needs(method):
-        seen.append(method)
         return Cost(entries={"crown": 100, "crown_ibp": 10}[method], largest=1)
 
     monkeypatch.setattr(MODULE, "_FEW", 1000)
     assert chosen("auto", needs, 10)[0] == "crown"
     assert chosen("auto", needs, 11) == ("crown_ibp", Cost(10, 1))
     assert chosen("crown", needs, 11) == ("crown", Cost(100, 1))
+
+
+def test_crown_is_taken_where_it_costs_little_more_than_crown_ibp(monkeypatch):
+    monkeypatch.setattr(MODULE, "_FEW", 1)
+    for entries, method in ((20, "crown"), (21, "crown_ibp")):
+        costs = {"crown": Cost(entries, 1), "crown_ibp": Cost(10, 1)}
+        assert chosen("auto", costs.get, 100) == (method, costs[method])
 
 
 @pytest.mark.parametrize("method", ["crown", "crown_ibp", "ibp"])
@@ -107,9 +114,16 @@ def test_where_arrays_are_large_fewer_inputs_have_their_weights_bounded(monkeypa
         return is_certified_for_weights(*args, **options)
 
     monkeypatch.setattr(QUANTIZED, "cost", lambda *_: Cost(70, AT_ONCE // 3))
+    monkeypatch.setattr(MODULE, "on_cpu", lambda: False)
     monkeypatch.setattr(QUANTIZED, "is_certified_for_weights", watched)
     assert audit.quantized(*data, bits=[8, 4]) == whole
     assert sizes == [3]
+
+
+def test_cpus_take_as_many_inputs_as_their_memory_is_quick_with(monkeypatch):
+    assert inputs_at_once(Cost(0, 2**18)) == 4 and inputs_at_once(Cost(0, 2**30)) == 1
+    monkeypatch.setattr(MODULE, "on_cpu", lambda: False)
+    assert inputs_at_once(Cost(0, 2**18)) == AT_ONCE // 2**18
 
 
 def test_what_rounded_weights_get_wrong_is_not_bounded(monkeypatch):
