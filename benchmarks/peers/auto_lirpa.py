@@ -21,6 +21,9 @@ METHODS = {
     "alpha_crown": "alpha-CROWN",
 }
 
+# What it refuses: max pooling where it optimises lines of patches.
+REFUSED = {("pooled", "alpha_crown")}
+
 try:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
