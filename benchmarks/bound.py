@@ -26,7 +26,7 @@ Some of the last results, one x86_64 core at 150 GFLOP/s and nothing else runnin
           CROWN-IBP   .81    4.6      14    26
           CROWN        15     42     474  1585
     pooled IBP        .13    1.1     2.8   6.6
-          CROWN-IBP   1.1    3.2      66    57
+          CROWN-IBP   1.2    4.3      44    69
           CROWN        21     14     760  1888
 
 The pooled net's bounds by CROWN are .43 and .67 times as wide as auto_LiRPA's; a batch

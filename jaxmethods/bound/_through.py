@@ -24,7 +24,14 @@ from ._rows import (
     negated,
     with_flat,
 )
-from ._windows import WindowSum, are_spatial, pooled, through_windows
+from ._windows import (
+    WindowSum,
+    are_apart,
+    are_spatial,
+    pooled,
+    through_windows,
+    through_windows_apart,
+)
 
 # Elementwise: the derivative of each output in its own entry alone.
 ELEMENTWISE = frozenset(
@@ -234,12 +241,17 @@ def _bias_of_planes(planes: Planes, rows: Rows) -> Any:
 def _local_through_planes(
     planes: Planes, rows: Rows, inputs: Sequence[Variable]
 ) -> tuple[list[Rows | None], Any] | None:
-    """`through_planes` of pooled feature maps, whose rows stay patches; else None."""
+    """`through_planes` of pooling that only moves coefficients; None of all else."""
     lower, upper = planes.lower_map, planes.upper_map
     if not (isinstance(lower, WindowSum) and isinstance(upper, WindowSum)):
         return None
-    if not isinstance(rows, Patches) or not are_spatial(lower.params, rows):
-        return None
     rows = with_flat(rows, rows.flat.astype(planes.lower_bias.dtype))
-    below = through_windows(lower, upper, rows, inputs[0].shape)
-    return [_denser(below)], _bias_of_planes(planes, rows)
+    shape = inputs[0].shape
+    if isinstance(rows, Patches) and are_spatial(lower.params, rows):
+        below = _denser(through_windows(lower, upper, rows, shape))
+    elif are_apart(lower.params):
+        rows = Dense(rows.dense())
+        below = Dense(through_windows_apart(lower, upper, rows.values, shape))
+    else:
+        return None
+    return [below], _bias_of_planes(planes, rows)

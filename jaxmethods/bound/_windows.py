@@ -1,6 +1,7 @@
 """Sums over windows: pooling, and how its rows go back as patches."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -35,15 +36,20 @@ class WindowSum:
             listed = jnp.where(self.chosen, listed, 0)
         return jnp.sum(listed, axis=0)
 
-    def counts(self, rows: Patches, which: Sequence[bool]) -> Any:
-        """In how many sums each entry of the value of some rows counts.
+    def counts(
+        self, shape: tuple[int, ...], dtype: Any, which: Sequence[bool] | None = None
+    ) -> Any:
+        """In how many sums each entry counts.
 
         Args:
-            rows: Their value is the one that the windows move over.
-            which: Which entries of a window to look at.
+            shape: The shape of the value that the windows move over.
+            dtype: The type of the numbers.
+            which: Which entries of a window to look at; None for all.
         """
-        value = jnp.zeros(rows.shape, rows.values.dtype)
-        chosen = jnp.asarray(which).reshape(-1, *[1] * value.ndim)
+        value = jnp.zeros(shape, dtype)
+        size = math.prod(self.params["window_dimensions"])
+        chosen = jnp.ones(size, bool) if which is None else jnp.asarray(which)
+        chosen = chosen.reshape(-1, *[1] * value.ndim)
         if self.chosen is not None:
             chosen = self.chosen & chosen
         sums, transpose = jax.vjp(replace(self, chosen=chosen), value)
@@ -149,9 +155,10 @@ def _through_block(
     axes, params = rows.axes[:-1], lower.params
     moves = [_along(params, i) for i in axes]
     lows = zip(rows.lows, moves, block, strict=True)
+    still = [1] * (1 + rows.num_dims)
     new = replace(
         rows,
-        values=_repeated(rows.values, [m.stride for m in moves]),
+        values=_repeated(rows.values, [*still, *(m.stride for m in moves), 1]),
         strides=tuple(s * m.stride for s, m in zip(rows.strides, moves, strict=True)),
         lows=tuple((low - b) * m.stride + m.low for low, m, b in lows),
         shape=shape,
@@ -164,28 +171,56 @@ def _through_block(
         )
         for place in itertools.product(*map(range, params["window_dimensions"]))
     ]
-    below, above = (new.spread(each.counts(new, which)) for each in (lower, upper))
-    # Choices by sign would be written to memory before they are multiplied on.
     flat = new.flat
+    below, above = (
+        new.spread(each.counts(shape, flat.dtype, which)) for each in (lower, upper)
+    )
+    # Choices by sign would be written to memory before they are multiplied on.
     flat = flat * ((below + above) / 2) + jnp.abs(flat) * ((below - above) / 2)
     return replace(new, values=flat.reshape(new.values.shape))
 
 
-def _repeated(values: Any, times: Sequence[int]) -> Any:
-    """Each place of the windows so often along each dimension.
+def through_windows_apart(
+    lower: WindowSum, upper: WindowSum, rows: Any, shape: tuple[int, ...]
+) -> Any:
+    """Dense rows of a value from those of its sums over windows, if none overlap.
+
+    Args:
+        lower: As for `through_windows`; `are_apart` holds.
+        upper: As for `through_windows`.
+        rows: Coefficients (R, *output shape).
+        shape: The shape of the value.
+
+    Returns:
+        Coefficients (R, *shape).
+    """
+    moves = [_along(lower.params, i) for i in range(len(shape))]
+    found = _repeated(rows, [1, *(m.stride for m in moves)])
+    edges = [
+        (-m.low, size + m.low - have, 0)
+        for m, size, have in zip(moves, shape, found.shape[1:], strict=True)
+    ]
+    found = lax.pad(found, jnp.zeros((), found.dtype), [(0, 0, 0), *edges])
+    below, above = (each.counts(shape, rows.dtype)[None] for each in (lower, upper))
+    return found * ((below + above) / 2) + jnp.abs(found) * ((below - above) / 2)
+
+
+def are_apart(params: Mapping[str, Any]) -> bool:
+    """Whether no entry belongs to two windows."""
+    moves = [_along(params, i) for i in range(len(params["padding"]))]
+    still = max(params["base_dilation"]) == 1
+    return still and all(m.stride >= m.reach for m in moves)
+
+
+def _repeated(x: Any, times: Sequence[int]) -> Any:
+    """Each entry so often along each axis.
 
     As one broadcast, which fuses with what follows; two would be written to memory.
     """
-    count = len(times)
-    *first, channels = values.shape
-    kept, window = first[: 1 + count], first[1 + count :]
-    pairs = list(zip(window, times, strict=True))
-    ones = [n for size, _ in pairs for n in (size, 1)]
-    both = [n for pair in pairs for n in pair]
-    found = jnp.broadcast_to(
-        values.reshape(*kept, *ones, channels), (*kept, *both, channels)
-    )
-    return found.reshape(*kept, *(size * n for size, n in pairs), channels)
+    ones = [n for size in x.shape for n in (size, 1)]
+    both = [n for pair in zip(x.shape, times, strict=True) for n in pair]
+    found = jnp.broadcast_to(x.reshape(ones), both)
+    return found.reshape([size * n for size, n in zip(x.shape, times, strict=True)])
 
 
 class _Move(NamedTuple):
