@@ -249,7 +249,7 @@ def _local_through_planes(
     shape = inputs[0].shape
     if isinstance(rows, Patches) and are_spatial(lower.params, rows):
         below = _denser(through_windows(lower, upper, rows, shape))
-    elif are_apart(lower.params):
+    elif are_apart(lower.params, planes.lower_bias.shape):
         rows = Dense(rows.dense())
         below = Dense(through_windows_apart(lower, upper, rows.values, shape))
     else:

@@ -8,12 +8,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from ..core import materialized
 from ._patches import Patches, from_diagonal
 
 POOLS = frozenset({"reduce_window_max", "reduce_window_min", "reduce_window_sum"})
+# Of more slices programs take long to compile.
+_MOST_SLICES = 16
+# Of 4 x 4 strides: each part of a window is a term of a sum in the program.
+_MOST_BLOCKS = 16
 
 
 @dataclass(frozen=True)
@@ -68,22 +73,31 @@ def entries(x: Any, params: Mapping[str, Any], fill: float) -> Any:
     window, dilation = params["window_dimensions"], params["window_dilation"]
     strides = params["window_strides"]
     reach = [(w - 1) * d for w, d in zip(window, dilation, strict=True)]
-    pieces = []
-    for offset in itertools.product(*map(range, window)):
-        start = [o * d for o, d in zip(offset, dilation, strict=True)]
-        limit = [
-            size - r + s for size, r, s in zip(padded.shape, reach, start, strict=True)
-        ]
-        pieces.append(lax.slice(padded, start, limit, strides))
-    return jnp.stack(pieces)
+
+    def entry(x: Any, offset: tuple[int, ...]) -> Any:
+        first = [o * d for o, d in zip(offset, dilation, strict=True)]
+        sizes = zip(first, x.shape, reach, strides, strict=True)
+        return x[tuple(slice(i, i + n - r, s) for i, n, r, s in sizes)]
+
+    offsets = list(itertools.product(*map(range, window)))
+    if len(offsets) <= _MOST_SLICES:
+        return jnp.stack([entry(padded, offset) for offset in offsets])
+    places = np.arange(padded.size).reshape(padded.shape)
+    return padded.reshape(-1)[np.stack([entry(places, offset) for offset in offsets])]
 
 
 def are_spatial(params: Mapping[str, Any], rows: Patches) -> bool:
-    """Whether windows extend and move along the spatial axes of the rows' map alone."""
+    """Whether windows extend and move along the spatial axes of the rows' map alone.
+
+    Nor may they overlap so much that rows would be a sum of too many.
+    """
     spatial = [i for i in rows.axes[:-1] if i is not None]
     others = [i for i in range(len(rows.shape)) if i not in spatial]
-    still = all(_along(params, i) == _Move() for i in others)
-    return still and max(params["base_dilation"]) == 1
+    if any(_along(params, i, rows.shape) != _Move() for i in others):
+        return False
+    moves = [_along(params, i, rows.shape) for i in rows.axes[:-1]]
+    few = math.prod(m.num_blocks for m in moves) <= _MOST_BLOCKS
+    return few and max(params["base_dilation"]) == 1
 
 
 def map_axes(
@@ -93,7 +107,7 @@ def map_axes(
 
     None where nothing is spatial, or more than one axis is left for the channels.
     """
-    spatial = [i for i in range(len(shape)) if _along(params, i) != _Move()]
+    spatial = [i for i in range(len(shape)) if _along(params, i, shape) != _Move()]
     others = [i for i in range(len(shape)) if i not in spatial and shape[i] > 1]
     if not spatial or len(others) > 1 or max(params["base_dilation"]) > 1:
         return None
@@ -122,9 +136,9 @@ def through_windows(
         rows: Rows of the output for which `are_spatial` holds.
         shape: The shape of the value.
     """
-    moves = [_along(lower.params, i) for i in rows.axes[:-1]]
+    moves = [_along(lower.params, i, rows.shape) for i in rows.axes[:-1]]
     # Windows no larger than the stride do not overlap; larger ones are several of them.
-    blocks = itertools.product(*(range(-(-m.reach // m.stride)) for m in moves))
+    blocks = itertools.product(*(range(m.num_blocks) for m in moves))
     total, *others = (_through_block(lower, upper, rows, shape, b) for b in blocks)
     for other in others:
         both = total.plus(other)
@@ -153,7 +167,7 @@ def _through_block(
         block: How many strides the part is away from the start of the window.
     """
     axes, params = rows.axes[:-1], lower.params
-    moves = [_along(params, i) for i in axes]
+    moves = [_along(params, i, rows.shape) for i in axes]
     lows = zip(rows.lows, moves, block, strict=True)
     still = [1] * (1 + rows.num_dims)
     new = replace(
@@ -194,7 +208,7 @@ def through_windows_apart(
     Returns:
         Coefficients (R, *shape).
     """
-    moves = [_along(lower.params, i) for i in range(len(shape))]
+    moves = [_along(lower.params, i, rows.shape[1:]) for i in range(len(shape))]
     found = _repeated(rows, [1, *(m.stride for m in moves)])
     edges = [
         (-m.low, size + m.low - have, 0)
@@ -205,11 +219,11 @@ def through_windows_apart(
     return found * ((below + above) / 2) + jnp.abs(found) * ((below - above) / 2)
 
 
-def are_apart(params: Mapping[str, Any]) -> bool:
-    """Whether no entry belongs to two windows."""
-    moves = [_along(params, i) for i in range(len(params["padding"]))]
+def are_apart(params: Mapping[str, Any], shape: tuple[int, ...]) -> bool:
+    """Whether no entry belongs to two windows, whose sums have this shape."""
+    moves = [_along(params, i, shape) for i in range(len(shape))]
     still = max(params["base_dilation"]) == 1
-    return still and all(m.stride >= m.reach for m in moves)
+    return still and all(m.num_blocks == 1 for m in moves)
 
 
 def _repeated(x: Any, times: Sequence[int]) -> Any:
@@ -237,9 +251,19 @@ class _Move(NamedTuple):
         """How far a window reaches."""
         return (self.size - 1) * self.dilation + 1
 
+    @property
+    def num_blocks(self) -> int:
+        """How many parts no larger than the stride a window consists of."""
+        return -(-self.reach // self.stride)
 
-def _along(params: Mapping[str, Any], axis: int | None) -> _Move:
+
+def _along(
+    params: Mapping[str, Any], axis: int | None, shape: tuple[int, ...]
+) -> _Move:
+    """What windows do along an axis of their sums, which have this shape."""
     if axis is None:
         return _Move()
     names = ("window_dimensions", "window_strides", "window_dilation")
-    return _Move(*(params[n][axis] for n in names), *params["padding"][axis])
+    move = _Move(*(params[n][axis] for n in names), *params["padding"][axis])
+    # Where there is one window its stride may be any.
+    return move._replace(stride=move.reach) if shape[axis] == 1 else move

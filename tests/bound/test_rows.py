@@ -141,7 +141,12 @@ def pooled_last(x):
     return nchw(x, K3, (1, 1), "SAME")
 
 
-@pytest.mark.parametrize("fn", [pooled, pooled_last])
+def pooled_as_a_whole(x):
+    x = jax.nn.relu(nhwc(x, K1, (1, 1), "SAME"))
+    return pool(x, lax.max, x.shape[:2] + (1,), (1, 1, 1), "VALID")
+
+
+@pytest.mark.parametrize("fn", [pooled, pooled_last, pooled_as_a_whole])
 def test_pools_go_back_as_patches_of_the_same_bounds(fn, x64):
     ball = bound.Ball(jnp.asarray(RNG.uniform(size=(14, 13, 2))), 0.03)
 
@@ -153,7 +158,7 @@ def test_pools_go_back_as_patches_of_the_same_bounds(fn, x64):
     found = jax.jit(bound.crown(fn))(ball)
     kinds = []
     jax.jit(lambda ball: kinds.append(rows(ball)))(ball)
-    assert isinstance(kinds[0], Patches)
+    assert isinstance(kinds[0], Dense if fn is pooled_as_a_whole else Patches)
     # Passes in steps carry dense rows.
     dense = jax.jit(bound.crown(fn, chunk=64))(ball)
     for a, b in zip(found, dense, strict=True):
