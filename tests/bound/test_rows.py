@@ -143,7 +143,7 @@ def pooled_last(x):
 
 def pooled_as_a_whole(x):
     x = jax.nn.relu(nhwc(x, K1, (1, 1), "SAME"))
-    return pool(x, lax.max, x.shape[:2] + (1,), (1, 1, 1), "VALID")
+    return pool(x, lax.max, (*x.shape[:2], 1), (1, 1, 1), "VALID")
 
 
 @pytest.mark.parametrize("fn", [pooled, pooled_last, pooled_as_a_whole])
