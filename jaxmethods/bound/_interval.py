@@ -63,7 +63,8 @@ def interval(node: Node, operands: list[Any], method: str) -> list[Bounds]:
     if rule is None:
         raise missing_rule(method, node.equation, remedy(node.name))
     _check_real(node, method)
-    if node.name in STEEP:
+    # A product that is not chosen hands back 0 times what may have overflowed.
+    if node.name in STEEP or (node.name == "mul" and len(node.variables) > 1):
         operands = [finite_derivatives(x) for x in operands]
     if node.name in SUMS:
         operands = [_before_sum(node, x) for x in operands]

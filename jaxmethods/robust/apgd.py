@@ -138,7 +138,8 @@ def is_robust(
       eps: Radius, scalar or (B,), 0 or more; may be traced.
       num_steps: Gradient steps at most, an int, 1 or more.
       norm: "linf" or "l2".
-      objective: 0 for "ce", 1 for "dlr", which needs 3 classes; may be traced.
+      objective: 0 for "ce", 1 for "dlr"; may be traced. Of fewer than 3 classes, which
+        "dlr" needs, it is "ce".
       bounds: The least and the greatest value of an entry.
 
     Returns:
@@ -163,7 +164,7 @@ def is_robust(
     def attack(x, eps, which):
         def judge(x):
             z = _check_logits(logits(x), x, y, "ce")
-            known = [fn for fn, _ in OBJECTIVES.values()][: z.shape[1] - 1]
+            known = [fn for fn, _ in OBJECTIVES.values()][: max(1, z.shape[1] - 1)]
             return lax.switch(which, known, z, y), _reads(z, y)
 
         project = projection(x, eps, norm, bounds)

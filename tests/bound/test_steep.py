@@ -42,6 +42,15 @@ def test_an_end_that_has_overflowed_hands_nothing_back():
     np.testing.assert_allclose(jax.grad(least)(upper), [np.e, 0], rtol=1e-5)
 
 
+def test_a_product_that_has_overflowed_hands_nothing_back():
+    """On a wide interval the exponential is at most infinite, where it is not tight."""
+    fn = lambda x: x * jnp.exp(-x * x)  # noqa: E731
+    width = lambda r: jnp.diff(jnp.stack(bound.ibp(fn)(bound.Ball(0.0, r))))[0]  # noqa: E731
+    assert np.isfinite(
+        jax.jit(jax.vmap(jax.grad(width)))(jnp.array([8.0, 20, 1e30]))
+    ).all()
+
+
 def test_finite_derivatives_stay_as_they_are():
     def root(x):
         ends = finite_derivatives(bound.Bounds(x, x))
