@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..core import materialized
+from ..core import materialized, vary_as
 from ._patches import Patches, from_diagonal
 
 POOLS = frozenset({"reduce_window_max", "reduce_window_min", "reduce_window_sum"})
@@ -51,12 +51,14 @@ class WindowSum:
             dtype: The type of the numbers.
             which: Which entries of a window to look at; None for all.
         """
-        value = jnp.zeros(shape, dtype)
+        value: Any = jnp.zeros(shape, dtype)
         size = math.prod(self.params["window_dimensions"])
         chosen = jnp.ones(size, bool) if which is None else jnp.asarray(which)
         chosen = chosen.reshape(-1, *[1] * value.ndim)
         if self.chosen is not None:
             chosen = self.chosen & chosen
+            # Else a transpose inside `shard_map` would sum over the devices.
+            value = vary_as(value, jax.typeof(chosen))
         sums, transpose = jax.vjp(replace(self, chosen=chosen), value)
         return transpose(jnp.ones_like(sums))[0]
 
