@@ -191,9 +191,8 @@ def _through_block(
     below, above = (
         new.spread(each.counts(shape, flat.dtype, which)) for each in (lower, upper)
     )
-    # Choices by sign would be written to memory before they are multiplied on.
-    flat = flat * ((below + above) / 2) + jnp.abs(flat) * ((below - above) / 2)
-    return replace(new, values=flat.reshape(new.values.shape))
+    values = _times_by_sign(flat, below, above)
+    return replace(new, values=values.reshape(new.values.shape))
 
 
 def through_windows_apart(
@@ -218,7 +217,7 @@ def through_windows_apart(
     ]
     found = lax.pad(found, jnp.zeros((), found.dtype), [(0, 0, 0), *edges])
     below, above = (each.counts(shape, rows.dtype)[None] for each in (lower, upper))
-    return found * ((below + above) / 2) + jnp.abs(found) * ((below - above) / 2)
+    return _times_by_sign(found, below, above)
 
 
 def are_apart(params: Mapping[str, Any], shape: tuple[int, ...]) -> bool:
@@ -226,6 +225,14 @@ def are_apart(params: Mapping[str, Any], shape: tuple[int, ...]) -> bool:
     moves = [_along(params, i, shape) for i in range(len(shape))]
     still = max(params["base_dilation"]) == 1
     return still and all(m.num_blocks == 1 for m in moves)
+
+
+def _times_by_sign(x: Any, below: Any, above: Any) -> Any:
+    """Positive numbers times the first, negative ones times the second.
+
+    Without a choice, which would be written to memory before it is multiplied on.
+    """
+    return x * ((below + above) / 2) + jnp.abs(x) * ((below - above) / 2)
 
 
 def _repeated(x: Any, times: Sequence[int]) -> Any:
